@@ -1,0 +1,253 @@
+package state
+
+import (
+	"slices"
+	"time"
+
+	"github.com/picket-ha/picket/consensus/ids"
+	"github.com/picket-ha/picket/consensus/reason"
+	"github.com/picket-ha/picket/fencing"
+)
+
+// MaxDeadline bounds one power attempt.
+const MaxDeadline = 5 * time.Minute
+
+// fenceIntent condemns a boot. Without an operator's word only a boot that owns something may be
+// condemned (invariant I7).
+func (c ctx) fenceIntent(cmd FenceIntent) Result {
+	n := c.s.Node(cmd.Target.Node)
+	switch {
+	case n == nil:
+		return refuse(reason.RefusedUnknown, "what", "node", "name", string(cmd.Target.Node))
+	case cmd.Target.Boot == "" || (n.Up.Boot != cmd.Target.Boot && len(c.s.Owned(cmd.Target.Node, cmd.Target.Boot)) == 0):
+		return refuse(reason.RefusedUnknown, "what", "boot of node", "name", string(cmd.Target.Node))
+	case c.s.OpenFence(cmd.Target.Node, cmd.Target.Boot) != nil:
+		return refuse(reason.RefusedExists, "what", "fence of", "name", string(cmd.Target.Node))
+	case c.s.IsCondemned(cmd.Target.Node, cmd.Target.Boot):
+		return refuse(reason.RefusedFenced, "node", string(cmd.Target.Node))
+	case cmd.Operator == "" && len(c.s.Owned(cmd.Target.Node, cmd.Target.Boot)) == 0:
+		return refuse(reason.RefusedIdle, "node", string(cmd.Target.Node))
+	}
+	uuid := ""
+	if n.Up.Boot == cmd.Target.Boot {
+		uuid = n.UUID
+	}
+	c.openFence(cmd.Target, uuid, cmd.Reason, clip(cmd.Operator), false)
+	return Result{}
+}
+
+// openFence appends the intent and condemns the boot.
+func (c ctx) openFence(target ids.Incarnation, uuid string, why reason.Reason, operator string, noPower bool) {
+	f := Fence{ID: c.index, Target: target, UUID: uuid, Revision: c.s.Revision, Reason: why, Operator: operator, NoPower: noPower, At: c.at}
+	if nc := c.s.Config.Node(target.Node); nc != nil && !noPower {
+		f.Devices = slices.Clone(nc.Fence)
+	}
+	f.Groups = c.s.Owned(target.Node, target.Boot)
+	f.Drain = c.drain(f.Groups)
+	c.s.Fences = trimFences(append(slices.Clone(c.s.Fences), f))
+	n := c.node(target.Node)
+	n.Condemned = bounded(append(slices.Clone(n.Condemned), target.Boot), MaxCondemned)
+}
+
+func (c ctx) drain(groups []ids.Group) time.Duration {
+	for _, name := range groups {
+		for _, r := range c.s.Group(name).Held {
+			if r.Drains() {
+				return c.s.Config.Timing.Drain
+			}
+		}
+	}
+	return 0
+}
+
+// trimFences forgets the oldest closed fences beyond MaxFences. One with an attempt under way stays.
+func trimFences(f []Fence) []Fence {
+	for i := 0; len(f) > MaxFences && i < len(f); {
+		if f[i].Open() || slices.ContainsFunc(f[i].Attempts, func(a Attempt) bool { return a.End == 0 }) {
+			i++
+			continue
+		}
+		f = slices.Delete(f, i, i+1)
+	}
+	return f
+}
+
+// fenceBegin records a power attempt before its command: off while the fence is open, on after it was
+// confirmed and before a new boot has announced itself.
+func (c ctx) fenceBegin(cmd FenceBegin) Result {
+	f := c.s.Fence(cmd.Fence)
+	if f == nil {
+		return refuse(reason.RefusedUnknown, "what", "fence", "name", itoa(cmd.Fence))
+	}
+	exec := c.s.Node(cmd.Executor)
+	dev := (&NodeConfig{Fence: f.Devices}).Device(cmd.Device)
+	switch {
+	case f.NoPower:
+		return refuse(reason.RefusedEvidence, "node", string(f.Target.Node), "why", "this fence allows no power command")
+	case cmd.Op == fencing.OpOff && !f.Open():
+		return refuse(reason.RefusedOpen, "what", "the fence", "why", "it is confirmed already")
+	case cmd.Op == fencing.OpOn && f.Open():
+		return refuse(reason.RefusedOpen, "what", "the fence", "why", "power comes back only after it is confirmed")
+	case cmd.Op == fencing.OpOn && c.s.Node(f.Target.Node) != nil && c.s.Node(f.Target.Node).Up.Boot != f.Target.Boot:
+		return refuse(reason.RefusedStale, "node", string(f.Target.Node))
+	case cmd.Op != fencing.OpOff && cmd.Op != fencing.OpOn:
+		return refuse(reason.RefusedUnknown, "what", "power command", "name", clip(string(cmd.Op)))
+	case exec == nil || dev == nil:
+		return refuse(reason.RefusedUnknown, "what", "executor or fence device", "name", clip(string(cmd.Executor)+"/"+cmd.Device))
+	case cmd.Executor == f.Target.Node:
+		return refuse(reason.RefusedSelf, "node", string(cmd.Executor))
+	case cmd.N != f.Begun+1:
+		return refuse(reason.RefusedStale, "node", string(cmd.Executor))
+	case cmd.Deadline <= 0 || cmd.Deadline > MaxDeadline:
+		return refuse(reason.RefusedConfig, "why", "a power attempt needs a deadline of at most 5m")
+	}
+	f = c.fence(cmd.Fence)
+	f.Begun = cmd.N
+	f.Attempts = trimAttempts(append(slices.Clone(f.Attempts), Attempt{N: cmd.N, Begin: c.index, Executor: cmd.Executor,
+		Device: cmd.Device, Op: cmd.Op, Deadline: cmd.Deadline, At: c.at}))
+	return Result{}
+}
+
+func trimAttempts(a []Attempt) []Attempt {
+	for i := 0; len(a) > MaxAttempts && i < len(a); {
+		if a[i].End == 0 || (a[i].Report != nil && a[i].Report.Outcome == fencing.OutcomeOff) {
+			i++
+			continue
+		}
+		a = slices.Delete(a, i, i+1)
+	}
+	return a
+}
+
+func (c ctx) fenceEnd(cmd FenceEnd) Result {
+	f := c.s.Fence(cmd.Fence)
+	if f == nil {
+		return refuse(reason.RefusedUnknown, "what", "fence", "name", itoa(cmd.Fence))
+	}
+	i := slices.IndexFunc(f.Attempts, func(a Attempt) bool { return a.N == cmd.N })
+	if i < 0 || f.Attempts[i].End != 0 {
+		return refuse(reason.RefusedStale, "node", string(f.Target.Node))
+	}
+	f = c.fence(cmd.Fence)
+	f.Attempts = slices.Clone(f.Attempts)
+	rep := cmd.Report
+	rep.Detail = clip(rep.Detail)
+	f.Attempts[i].End, f.Attempts[i].Report, f.Attempts[i].DoneAt = c.index, &rep, c.at
+	return Result{}
+}
+
+// fenceConfirm is where death is accepted, and only on admissible evidence (invariant I3).
+func (c ctx) fenceConfirm(cmd FenceConfirm) Result {
+	f := c.s.Fence(cmd.Fence)
+	if f == nil {
+		return refuse(reason.RefusedUnknown, "what", "fence", "name", itoa(cmd.Fence))
+	}
+	if !f.Open() {
+		return refuse(reason.RefusedExists, "what", "proof of fence", "name", itoa(cmd.Fence))
+	}
+	if why := Admissible(c.s, f, cmd.Evidence); why != "" {
+		return refuse(reason.RefusedEvidence, "node", string(f.Target.Node), "why", why)
+	}
+	f = c.fence(cmd.Fence)
+	ev := cmd.Evidence
+	ev.Operator, ev.Why = clip(ev.Operator), clip(ev.Why)
+	f.Confirmed, f.Evidence, f.DoneAt = c.index, &ev, c.at
+	c.s.Groups = slices.Clone(c.s.Groups)
+	for i := range c.s.Groups {
+		if g := &c.s.Groups[i]; g.Epoch != 0 && g.Owner.SameBoot(f.Target) {
+			c.free(g, proof(f, ev))
+		}
+	}
+	c.s.Fences = trimFences(c.s.Fences)
+	return Result{}
+}
+
+func proof(f *Fence, ev Evidence) reason.Reason {
+	node := string(f.Target.Node)
+	switch ev.Kind {
+	case Rebooted:
+		return reason.New(reason.ProvenRebooted, "node", node)
+	case Human:
+		return reason.New(reason.ProvenHuman, "node", node, "operator", ev.Operator, "why", ev.Why)
+	}
+	dev := ""
+	for _, a := range f.Attempts {
+		if a.N == ev.Attempt {
+			dev = a.Device
+		}
+	}
+	return reason.New(reason.ProvenOff, "node", node, "device", dev)
+}
+
+// Admissible returns "" when the evidence proves the fence's target dead (invariant I3, rules 9 and
+// 10), and otherwise one clause that says why not.
+func Admissible(s *State, f *Fence, ev Evidence) string {
+	switch ev.Kind {
+	case PowerOff:
+		return powerOffProves(f, ev.Attempt)
+	case Rebooted:
+		n := s.Node(f.Target.Node)
+		switch {
+		case n == nil || ev.NewBoot == "" || ev.NewBoot == f.Target.Boot || n.Up.Boot != ev.NewBoot:
+			return "that boot is not the node's newest"
+		case f.UUID == "" || n.UUID == "":
+			return "a machine that cannot read its uuid cannot prove that it is the same machine"
+		case f.UUID != n.UUID:
+			return "the new boot is of another machine"
+		}
+		return ""
+	case Human:
+		if ev.Operator == "" || ev.Why == "" {
+			return "a human's word needs a name and a reason"
+		}
+		return ""
+	}
+	return "no such kind of evidence"
+}
+
+// powerOffProves demands, for the level of the named attempt, an ended attempt of this very fence for
+// every device of the level, each read back off twice with the machine's identity proven in the same
+// session, or trusted by the operator's word in the pinned configuration.
+func powerOffProves(f *Fence, attempt int) string {
+	i := slices.IndexFunc(f.Attempts, func(a Attempt) bool { return a.N == attempt })
+	if i < 0 {
+		return "there is no such attempt"
+	}
+	dev := (&NodeConfig{Fence: f.Devices}).Device(f.Attempts[i].Device)
+	if dev == nil {
+		return "the attempt used an unknown fence device"
+	}
+	for _, d := range f.Devices {
+		if d.Level != dev.Level {
+			continue
+		}
+		why := "fence device " + d.ID + " of the same level was not tried"
+		for _, a := range f.Attempts {
+			if a.Device != d.ID {
+				continue
+			}
+			if why = attemptProves(f, d, a); why == "" {
+				break
+			}
+		}
+		if why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+func attemptProves(f *Fence, d FenceDevice, a Attempt) string {
+	r := a.Report
+	switch {
+	case a.Op != fencing.OpOff || a.End == 0 || r == nil:
+		return "the attempt has not ended"
+	case r.Op != fencing.OpOff || r.Outcome != fencing.OutcomeOff || r.OffReadings < 2:
+		return "it was not read back as off twice"
+	case d.IPMI != nil && d.IPMI.TrustIdentity:
+		return ""
+	case !fencing.MatchUUID(r.GUID, f.UUID):
+		return "the BMC's identity does not match the machine's"
+	}
+	return ""
+}

@@ -25,7 +25,6 @@ type Runner struct {
 	now     time.Duration
 	seq     uint64
 	epoch   ids.Epoch
-	adopt   bool
 	phase   Phase
 	undo    bool // the stop under way undoes a failed start
 	failure string
@@ -41,16 +40,18 @@ type entry struct {
 	spec    Spec
 	state   string
 	err     string
+	adopt   bool // its next start may find it running
 	dropped bool // no longer in the group; removed once it is stopped
-	dirty   bool // started, or unknown, since the last verified stop
+	dirty   bool // a start was asked for, or it became unknown, since the last verified stop
+	started bool // its start went well and no stop was asked for since
 	op      *flight
 	// late is the number of a start that was given up without an answer: it may still take effect.
 	// While it is set no stop counts as proof.
 	late uint64
 	// held says that a stop went well while late was set: the entry now waits for the answer.
 	held bool
-	// again says that the answer of a given-up start came while a stop was under way: that stop may
-	// have looked before the start took effect, so another must follow.
+	// again says that the stop under way proves nothing: it may have looked before a given-up start,
+	// whose answer came meanwhile, took effect. Another must follow.
 	again  bool
 	next   time.Duration  // when the next monitor is due
 	report *ResourceState // monitor failure not yet drained
@@ -86,9 +87,9 @@ func (r *Runner) Start(now time.Duration, epoch ids.Epoch, adopt bool) []Request
 	if r.phase != PhaseStopped && r.phase != PhaseStartFailed {
 		return nil
 	}
-	r.epoch, r.adopt, r.failure = epoch, adopt, ""
+	r.epoch, r.failure = epoch, ""
 	for _, e := range r.entries {
-		e.err = ""
+		e.err, e.adopt = "", adopt
 	}
 	r.phase, r.startBy = PhaseStarting, after(r.now, r.startTimeout)
 	return r.step()
@@ -115,12 +116,13 @@ func (r *Runner) MarkUnknown(now time.Duration) {
 	r.clock(now)
 	for _, e := range r.entries {
 		e.dirty = true
-		if e.state == StateStopped || (e.state == StateFailed && e.op == nil) {
-			e.state = StateUnknown
-		}
+		e.again = e.again || (e.op != nil && e.op.op == OpStop)
 	}
 	switch r.phase {
 	case PhaseStopped, PhaseStartFailed, PhaseStopFailed:
+		for _, e := range r.entries {
+			e.state = StateUnknown
+		}
 		if len(r.entries) > 0 {
 			r.phase = PhaseStopFailed
 			r.failure = fmt.Sprintf("it is not known what runs of group %s: nothing was verified as stopped yet", r.group)
@@ -169,12 +171,13 @@ func (r *Runner) Update(now time.Duration, specs []Spec) {
 	r.clock(now)
 	r.merge(specs)
 	switch r.phase {
-	case PhaseStarting, PhaseRunning:
-		if r.settled() {
-			return
+	case PhaseRunning:
+		if !r.settled() {
+			r.phase = PhaseStarting
+			r.due = after(r.now, 0)
 		}
-		r.phase, r.adopt = PhaseStarting, false
-		r.startBy, r.stopBy = nil, nil
+	case PhaseStarting:
+		r.startBy = nil
 		r.due = after(r.now, 0)
 	case PhaseStopping:
 		r.due = after(r.now, 0)

@@ -24,30 +24,30 @@ func (r *Runner) step() []Request {
 	return nil
 }
 
-// stepStart first stops what was dropped, last one first, and then starts the first resource that
-// does not run. One request is out at a time.
+// stepStart first stops what was dropped or stands half-way, last one first, and then starts the first
+// resource that does not run. One request is out at a time.
 func (r *Runner) stepStart() []Request {
+	if r.busy() {
+		return nil
+	}
 	for i := len(r.entries) - 1; i >= 0; i-- {
 		e := r.entries[i]
-		if !e.dropped {
-			continue
-		}
-		if e.dirty {
+		if e.dirty && (e.dropped || !e.started) {
 			return r.stop(e)
 		}
-		r.remove(i)
+		if e.dropped {
+			r.remove(i)
+		}
 	}
 	r.stopBy = nil
 	if r.startBy == nil {
 		r.startBy = after(r.now, r.startTimeout)
 	}
 	for _, e := range r.entries {
-		switch {
-		case e.op != nil && e.op.op != OpMonitor:
-			return nil
-		case e.up():
+		if e.started {
 			continue
-		case r.now >= *r.startBy:
+		}
+		if r.now >= *r.startBy {
 			r.startFailed(e, "the group's start timeout passed before its turn came")
 			return r.step()
 		}
@@ -58,13 +58,11 @@ func (r *Runner) stepStart() []Request {
 	return nil
 }
 
-// stepStop stops the last resource that may run. A start in flight is waited for first, and the stop
-// budget begins when none is.
+// stepStop stops the last resource that may run. A start in flight, or the stop of a dropped
+// resource, is waited for first; the stop budget begins after that.
 func (r *Runner) stepStop() []Request {
-	for _, e := range r.entries {
-		if e.op != nil && e.op.op == OpStart {
-			return nil
-		}
+	if r.busy() {
+		return nil
 	}
 	for i := len(r.entries) - 1; i >= 0; i-- {
 		e := r.entries[i]
@@ -103,7 +101,7 @@ func (r *Runner) stop(e *entry) []Request {
 	if e.held {
 		return nil
 	}
-	e.state = StateStopping
+	e.state, e.started = StateStopping, false
 	return []Request{r.request(e, OpStop, *r.stopBy)}
 }
 
@@ -127,7 +125,7 @@ func (r *Runner) request(e *entry, op Op, deadline time.Duration) Request {
 	left := deadline - r.now
 	return Request{
 		Seq: r.seq, Group: r.group, Resource: e.spec.ID, Op: op, Epoch: r.epoch,
-		Timeout: left - min(left/16, margin), Adopt: op == OpStart && r.adopt,
+		Timeout: left - min(left/16, margin), Adopt: op == OpStart && e.adopt,
 	}
 }
 
@@ -139,7 +137,8 @@ func (r *Runner) answer(e *entry, f *flight, err string) {
 			r.startFailed(e, err)
 			return
 		}
-		e.state, e.err, e.next = StateRunning, "", r.now+e.spec.Monitor
+		e.state, e.err, e.started = StateRunning, "", true
+		e.next = r.now + e.spec.Monitor
 	case OpStop:
 		r.stopped(e, err)
 	case OpMonitor:
@@ -160,7 +159,7 @@ func (r *Runner) stopped(e *entry, err string) {
 		e.held = true
 		e.state = StateUnknown
 	default:
-		e.dirty = false
+		e.dirty, e.adopt = false, false
 		e.state = StateStopped
 	}
 }
@@ -200,11 +199,15 @@ func (r *Runner) overdue(e *entry) {
 	}
 }
 
-// startFailed notes why a start failed and turns the group round, unless it is being stopped anyway.
+// startFailed notes why a start failed and turns the group round, unless the group or the resource is
+// to be stopped anyway.
 func (r *Runner) startFailed(e *entry, why string) {
-	e.state, e.err = StateFailed, why
+	e.err = why
+	if e.dirty {
+		e.state = StateFailed
+	}
 	r.failure = fmt.Sprintf("resource %s failed to start: %s", e.spec.ID, why)
-	if r.phase == PhaseStarting {
+	if r.phase == PhaseStarting && !e.dropped {
 		r.stopAll()
 		r.undo = true
 	}
@@ -228,16 +231,20 @@ func (r *Runner) stopAll() {
 	}
 }
 
-// up reports whether the resource was started and has not been stopped since; a failed monitor does
-// not change that.
-func (e *entry) up() bool {
-	return e.dirty && (e.state == StateRunning || e.state == StateFailed)
+// busy reports whether a start or a stop is under way: they go one at a time.
+func (r *Runner) busy() bool {
+	for _, e := range r.entries {
+		if e.op != nil && e.op.op != OpMonitor {
+			return true
+		}
+	}
+	return false
 }
 
 // settled reports whether the group is as its list says: nothing dropped is left, everything is up.
 func (r *Runner) settled() bool {
 	for _, e := range r.entries {
-		if e.dropped || !e.up() {
+		if e.dropped || !e.started {
 			return false
 		}
 	}

@@ -30,6 +30,10 @@ type Runner struct {
 	failure string
 	entries []*entry // in group order; dropped ones stay in their old place until they are stopped
 
+	// hung holds monitors that a stop overtook and that were never answered, one per resource: they
+	// keep further monitors of it away, also after a new start.
+	hung map[ids.Resource]uint64
+
 	startBy *time.Duration // end of the start budget, nil while none is running
 	stopBy  *time.Duration // end of the stop budget, nil while none is running
 	due     *time.Duration // when a step is owed (Update returns no requests)
@@ -74,7 +78,8 @@ func NewRunner(group ids.Group, specs []Spec, startTimeout, stopTimeout time.Dur
 	if stopTimeout <= 0 {
 		stopTimeout = defaultTimeout
 	}
-	r := &Runner{group: group, startTimeout: startTimeout, stopTimeout: stopTimeout, phase: PhaseStopped}
+	r := &Runner{group: group, startTimeout: startTimeout, stopTimeout: stopTimeout, phase: PhaseStopped,
+		hung: map[ids.Resource]uint64{}}
 	r.merge(specs)
 	return r
 }
@@ -135,6 +140,10 @@ func (r *Runner) Done(now time.Duration, res Result) []Request {
 	r.clock(now)
 	if res.Seq == 0 || (res.Group != "" && res.Group != r.group) {
 		return nil
+	}
+	if r.hung[res.Resource] == res.Seq {
+		delete(r.hung, res.Resource)
+		return r.step()
 	}
 	for _, e := range r.entries {
 		switch {

@@ -101,6 +101,9 @@ func (r *Runner) stop(e *entry) []Request {
 	if e.held {
 		return nil
 	}
+	if e.op != nil {
+		r.hung[e.spec.ID] = e.op.seq
+	}
 	e.state, e.started = StateStopping, false
 	return []Request{r.request(e, OpStop, *r.stopBy)}
 }
@@ -109,14 +112,21 @@ func (r *Runner) stop(e *entry) []Request {
 func (r *Runner) stepMonitor() []Request {
 	var out []Request
 	for _, e := range r.entries {
-		if e.op == nil && e.spec.Monitor > 0 && r.now >= e.next {
-			// Half of the stop budget, so that a stop that has to wait for a hanging monitor still
-			// has the other half.
-			out = append(out, r.request(e, OpMonitor, r.now+min(e.spec.Monitor, r.stopTimeout/2)))
+		if e.op != nil || e.spec.Monitor <= 0 || r.now < e.next {
+			continue
 		}
+		if r.hung[e.spec.ID] != 0 {
+			r.monitored(e, "an earlier check of it has never returned")
+			continue
+		}
+		out = append(out, r.request(e, OpMonitor, r.now+r.patience(e)))
 	}
 	return out
 }
+
+// patience is the time a monitor may take: half of the stop budget at most, so that a stop that has to
+// wait for a hanging monitor still has the other half.
+func (r *Runner) patience(e *entry) time.Duration { return min(e.spec.Monitor, r.stopTimeout/2) }
 
 // request numbers a request and notes that it is out.
 func (r *Runner) request(e *entry, op Op, deadline time.Duration) Request {
@@ -195,7 +205,7 @@ func (r *Runner) overdue(e *entry) {
 		r.stopFailed(e, fmt.Sprintf("no answer within the stop timeout of %v", r.stopTimeout))
 	case OpMonitor:
 		f.overdue = true
-		r.monitored(e, fmt.Sprintf("no answer within %v", min(e.spec.Monitor, r.stopTimeout/2)))
+		r.monitored(e, fmt.Sprintf("no answer within %v", r.patience(e)))
 	}
 }
 

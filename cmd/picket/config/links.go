@@ -149,10 +149,10 @@ func CheckPort(p int) error {
 	return nil
 }
 
-// clip shortens text from outside for a message; it cuts at 60 bytes.
+// clip makes text from outside fit for a message: at most 60 bytes, valid UTF-8, no control bytes.
 func clip(s string) string {
 	if len(s) > 60 {
-		return s[:60] + "..."
+		s = s[:60] + "..."
 	}
-	return s
+	return printable(strings.ReplaceAll(s, "\t", " "))
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/mdlayher/arp"
@@ -36,12 +35,12 @@ type announcer struct {
 	conn *packet.Conn // nil on an interface that speaks no ARP
 	kick chan struct{}
 	quit chan struct{}
-	done sync.WaitGroup
-	ill  bool // the last announcement failed and that was logged
+	mum  chan struct{} // closed when nothing will be sent any more
+	ill  bool          // the last announcement failed and that was logged
 }
 
 func newAnnouncer(a *Address, l link) (*announcer, error) {
-	v := &announcer{a: a, kick: make(chan struct{}, 1), quit: make(chan struct{})}
+	v := &announcer{a: a, kick: make(chan struct{}, 1), quit: make(chan struct{}), mum: make(chan struct{})}
 	if err := v.open(l); err != nil {
 		return nil, err
 	}
@@ -182,13 +181,16 @@ func encode(op arp.Operation, hw net.HardwareAddr, ip netip.Addr, thw net.Hardwa
 	return frame, nil
 }
 
-// run starts the background goroutine: the rest of the first burst, then the refreshes.
+// run starts the background goroutine: the rest of the first burst, then the refreshes. It closes the
+// socket last and apart, since the kernel takes about 10 ms for that (packet_release waits for a grace
+// period of RCU) and a stop need not: Close waits for it.
 func (v *announcer) run() {
 	v.mute()
-	v.done.Add(1)
+	v.a.closing.Add(1)
 	go func() {
-		defer v.done.Done()
+		defer v.a.closing.Done()
 		defer v.shut()
+		defer close(v.mum)
 		v.speak()
 	}()
 }
@@ -212,9 +214,10 @@ func (v *announcer) again() {
 	}
 }
 
+// stop returns when nothing will be sent any more.
 func (v *announcer) stop() {
 	close(v.quit)
-	v.done.Wait()
+	<-v.mum
 }
 
 func (v *announcer) speak() {

@@ -60,9 +60,10 @@ type Address struct {
 
 	mu      sync.Mutex // serialises Start, Stop, Monitor and Close
 	closed  bool
-	foreign string     // interface on which Start found the address and refused to take it
-	voice   *announcer // nil while the address is not announced
-	voiceMu sync.Mutex // guards voice against Announce, which must not wait for a Stop
+	foreign string         // interface on which Start found the address and refused to take it
+	voice   *announcer     // nil while the address is not announced
+	voiceMu sync.Mutex     // guards voice against Announce, which must not wait for a Stop
+	closing sync.WaitGroup // goroutines of announcers, until their sockets are closed
 }
 
 var _ resources.Resource = (*Address)(nil)
@@ -125,6 +126,7 @@ func (a *Address) Close() error {
 	}
 	a.closed = true
 	a.silence()
+	a.closing.Wait()
 	return a.space.close()
 }
 
@@ -288,7 +290,7 @@ func (a *Address) Announce() {
 	}
 }
 
-// silence ends the announcements and waits for the goroutine.
+// silence ends the announcements: nothing is sent after it returns.
 func (a *Address) silence() {
 	a.voiceMu.Lock()
 	v := a.voice

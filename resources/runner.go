@@ -110,6 +110,9 @@ func (r *Runner) Stop(now time.Duration) []Request {
 	if r.phase == PhaseStopping {
 		return r.step()
 	}
+	if r.phase == PhaseStopFailed {
+		r.failure = "" // what it says is about to be tried again
+	}
 	r.stopAll()
 	return r.step()
 }
@@ -141,9 +144,11 @@ func (r *Runner) Done(now time.Duration, res Result) []Request {
 	if res.Seq == 0 || (res.Group != "" && res.Group != r.group) {
 		return nil
 	}
-	if r.hung[res.Resource] == res.Seq {
-		delete(r.hung, res.Resource)
-		return r.step()
+	for id, seq := range r.hung { // at most one matches
+		if seq == res.Seq {
+			delete(r.hung, id)
+			return r.step()
+		}
 	}
 	for _, e := range r.entries {
 		switch {
@@ -197,7 +202,7 @@ func (r *Runner) Update(now time.Duration, specs []Spec) {
 func (r *Runner) Phase() Phase { return r.phase }
 
 // Failure is the last start, stop or monitor failure in one sentence that names the resource; empty
-// if there was none since the last Start.
+// if there was none since the last Start, or since a Stop tried a failed stop again.
 func (r *Runner) Failure() string { return r.failure }
 
 // Epoch is the epoch of the last Start, zero before the first.

@@ -199,10 +199,10 @@ func (r *Runner) overdue(e *entry) {
 	switch f.op {
 	case OpStart:
 		e.op, e.late, e.held = nil, f.seq, false
-		r.startFailed(e, fmt.Sprintf("no answer within the start timeout of %v", r.startTimeout))
+		r.startFailed(e, fmt.Sprintf("no answer before the group's start timeout of %v passed", r.startTimeout))
 	case OpStop:
 		e.op, e.again = nil, false
-		r.stopFailed(e, fmt.Sprintf("no answer within the stop timeout of %v", r.stopTimeout))
+		r.stopFailed(e, fmt.Sprintf("no answer before the group's stop timeout of %v passed", r.stopTimeout))
 	case OpMonitor:
 		f.overdue = true
 		r.monitored(e, fmt.Sprintf("no answer within %v", r.patience(e)))

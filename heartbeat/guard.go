@@ -122,8 +122,7 @@ func (g *Guard) Check(now time.Duration, iface string, b Beat) (v Verdict, answe
 		return Replayed, false
 	case b.Echo != g.own:
 		return a.learn(now, b, g.gap)
-	case a.current != nil && b.Start <= a.current.start && b.Boot != a.current.boot &&
-		now-a.current.heard <= g.window:
+	case a.precedes(b) && (a.accepted(b.Boot) > 0 || now-a.current.heard <= g.window):
 		return Replayed, false
 	}
 	a.adopt(b)
@@ -180,6 +179,12 @@ func (l *life) advance(now time.Duration, iface string, seq uint64, window time.
 	l.heard = now
 	a.mark(l.boot, l.newest)
 	return Accepted
+}
+
+// precedes says that by its start counter a beat belongs to a boot before the current one. Only
+// a restored state directory makes that wrong; then the boot is one that was never heard.
+func (a *acquaintance) precedes(b Beat) bool {
+	return a.current != nil && b.Boot != a.current.boot && b.Start <= a.current.start
 }
 
 // accepted returns the highest sequence accepted of a boot, 0 if none.

@@ -39,7 +39,7 @@ func (c ctx) fenceIntent(cmd FenceIntent) Result {
 // openFence appends the intent and condemns the boot.
 func (c ctx) openFence(target ids.Incarnation, uuid string, why reason.Reason, operator string, noPower bool) {
 	f := Fence{ID: c.index, Target: target, UUID: uuid, Revision: c.s.Revision, Reason: why, Operator: operator, NoPower: noPower, At: c.at}
-	if nc := c.s.Config.Node(target.Node); nc != nil && !noPower {
+	if nc := c.s.Config.Node(target.Node); nc != nil {
 		f.Devices = slices.Clone(nc.Fence)
 	}
 	f.Groups = c.s.Owned(target.Node, target.Boot)
@@ -58,6 +58,13 @@ func (c ctx) drain(groups []ids.Group) time.Duration {
 		}
 	}
 	return 0
+}
+
+// newBootOwns reports whether a later boot of the target's machine owns something: a power command
+// for the old boot would hit an owner that nobody condemned (invariant I6).
+func (c ctx) newBootOwns(f *Fence) bool {
+	n := c.s.Node(f.Target.Node)
+	return n != nil && n.Up.Boot != f.Target.Boot && len(c.s.Owned(n.Name, n.Up.Boot)) > 0
 }
 
 // trimFences forgets the oldest closed fences beyond MaxFences. One with an attempt under way stays.
@@ -82,8 +89,8 @@ func (c ctx) fenceBegin(cmd FenceBegin) Result {
 	exec := c.s.Node(cmd.Executor)
 	dev := (&NodeConfig{Fence: f.Devices}).Device(cmd.Device)
 	switch {
-	case f.NoPower:
-		return refuse(reason.RefusedEvidence, "node", string(f.Target.Node), "why", "this fence allows no power command")
+	case cmd.Op == fencing.OpOff && c.newBootOwns(f):
+		return refuse(reason.RefusedOwned, "group", "of the new boot", "owner", string(f.Target.Node))
 	case cmd.Op == fencing.OpOff && !f.Open():
 		return refuse(reason.RefusedOpen, "what", "the fence", "why", "it is confirmed already")
 	case cmd.Op == fencing.OpOn && f.Open():
@@ -127,6 +134,9 @@ func (c ctx) fenceEnd(cmd FenceEnd) Result {
 	i := slices.IndexFunc(f.Attempts, func(a Attempt) bool { return a.N == cmd.N })
 	if i < 0 || f.Attempts[i].End != 0 {
 		return refuse(reason.RefusedStale, "node", string(f.Target.Node))
+	}
+	if err := cmd.Report.Check(); err != nil {
+		return refuse(reason.RefusedEvidence, "node", string(f.Target.Node), "why", clip(err.Error()))
 	}
 	f = c.fence(cmd.Fence)
 	f.Attempts = slices.Clone(f.Attempts)

@@ -152,7 +152,8 @@ type Fence struct {
 	Revision uint64        `json:"revision"`
 	Reason   reason.Reason `json:"reason"`
 	Operator string        `json:"operator,omitempty"`
-	// NoPower marks the intent that a new boot's NodeUp opened: no power command belongs to it.
+	// NoPower marks the intent that a new boot's NodeUp opened: the new boot is the proof, and no power
+	// command is needed unless that boot falls silent before it is heard again.
 	NoPower bool `json:"no_power,omitempty"`
 	// Drain is how long after the proof a takeover waits for writes on their way; zero where no owned
 	// resource holds data.

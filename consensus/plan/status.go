@@ -1,0 +1,189 @@
+package plan
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/picket-ha/picket/consensus/ids"
+	"github.com/picket-ha/picket/consensus/reason"
+	"github.com/picket-ha/picket/consensus/state"
+)
+
+// groupViews says of every group how it stands and why, from the same values the ops came from.
+func groupViews(s state.State, f Facts, v nodeViews, places []placement) []GroupView {
+	var out []GroupView
+	for _, p := range places {
+		gv := GroupView{Name: p.group.Name, Nodes: slices.Clone(p.nodes)}
+		gv.State, gv.Reason = p.stands(s, f, v)
+		for i := range gv.Nodes {
+			if p.group.Epoch != 0 && gv.Nodes[i].Node == p.group.Owner.Node {
+				gv.Nodes[i].Is = "owner"
+				if gv.Nodes[i].Reason.IsZero() || !excludes(gv.Nodes[i].Reason) {
+					gv.Nodes[i].Reason = p.group.Why
+				}
+			} else if p.group.Epoch != 0 && gv.Nodes[i].Is == "chosen" {
+				gv.Nodes[i].Is = "eligible"
+			}
+		}
+		out = append(out, gv)
+	}
+	return out
+}
+
+func excludes(r reason.Reason) bool {
+	return r.Code != reason.PreferredNode && r.Code != reason.OnlyCandidate && r.Code != reason.Moved
+}
+
+func (p *placement) stands(s state.State, f Facts, v nodeViews) (string, reason.Reason) {
+	g := p.group
+	if g.Epoch == 0 {
+		return p.unowned()
+	}
+	owner := string(g.Owner.Node)
+	x := v.get(g.Owner.Node)
+	if x == nil || g.Owner.Boot != x.node.Up.Boot || s.IsCondemned(g.Owner.Node, g.Owner.Boot) {
+		return "held", p.heldBy(s, f, x)
+	}
+	if x.lost || (!x.here && x.fact.Ever) {
+		return "held", reason.New(reason.WaitsForFence, "node", owner)
+	}
+	switch g.Phase {
+	case state.PhaseStarted:
+		why := g.Why
+		if p.conf != nil && !p.conf.Failback && !p.best.IsZero() && p.best.Node != g.Owner.Node {
+			why = reason.New(reason.Stays, "node", owner)
+		}
+		return "running", why
+	case state.PhaseGranted:
+		return "starting", reason.New(reason.Starting, "node", owner)
+	case state.PhaseStopFailed:
+		return "held", g.Why
+	}
+	return "stopping", reason.New(reason.Releasing, "node", owner, "why", g.Why.Text())
+}
+
+func (p *placement) unowned() (string, reason.Reason) {
+	g := p.group
+	switch {
+	case g.Stopped:
+		return "stopped", reason.New(reason.GroupStopped, "group", string(g.Name))
+	case p.conf == nil:
+		return "stopped", reason.New(reason.Removed)
+	case !p.wait.IsZero():
+		return "held", p.wait
+	case !p.best.IsZero():
+		return "starting", reason.New(reason.Starting, "node", string(p.best.Node))
+	}
+	var why []string
+	failed := len(p.nodes) > 0
+	for _, n := range p.nodes {
+		why = append(why, n.Reason.Text())
+		failed = failed && n.Reason.Code == reason.StartFailedHere
+	}
+	if failed {
+		return "failed", reason.New(reason.GroupFailed, "group", string(g.Name), "why", strings.Join(why, "; "))
+	}
+	return "held", reason.New(reason.NoCandidate, "why", strings.Join(why, "; "))
+}
+
+// heldBy says what a group waits for while its owner is condemned.
+func (p *placement) heldBy(s state.State, f Facts, x *nodeView) reason.Reason {
+	g := p.group
+	fe := s.OpenFence(g.Owner.Node, g.Owner.Boot)
+	if fe == nil {
+		return reason.New(reason.WaitsForFence, "node", string(g.Owner.Node))
+	}
+	return fenceHold(s, f, x, fe)
+}
+
+// fenceHold says why an open fence is not confirmed yet.
+func fenceHold(s state.State, f Facts, x *nodeView, fe *state.Fence) reason.Reason {
+	node, groups := string(fe.Target.Node), joinGroups(s.Owned(fe.Target.Node, fe.Target.Boot))
+	if _, ok := proven(&s, fe); ok {
+		ff := f.fence(fe.ID)
+		if x != nil && !quiet(s, x, fe) {
+			return reason.New(reason.FenceContradicted, "node", node)
+		}
+		return reason.New(reason.WaitsForDrain, "node", node, "left", dur(max(0, fe.Drain-ff.SinceProof)))
+	}
+	if len(fe.Devices) == 0 && !fe.NoPower {
+		return reason.New(reason.FenceNoDevice, "node", node)
+	}
+	for i := len(fe.Attempts) - 1; i >= 0; i-- {
+		a := fe.Attempts[i]
+		if a.Report == nil {
+			continue
+		}
+		why := a.Report.Detail
+		if dev := (&state.NodeConfig{Fence: fe.Devices}).Device(a.Device); a.Report.Outcome == "off" && dev != nil {
+			return reason.New(reason.FenceIdentity, "node", node, "why", state.Admissible(&s, fe, state.Evidence{Kind: state.PowerOff, Attempt: a.N}))
+		}
+		if why == "" {
+			why = string(a.Report.Outcome)
+		}
+		return reason.New(reason.FenceUnproven, "node", node, "why", why, "groups", groups)
+	}
+	return reason.New(reason.WaitsForFence, "node", node)
+}
+
+// conditions collects what an operator should know, the most damaging first.
+func conditions(s state.State, f Facts, v nodeViews, groups []GroupView) []Condition {
+	var out []Condition
+	add := func(subject string, r reason.Reason) { out = append(out, Condition{subject, r}) }
+	for i := range s.Fences {
+		if fe := &s.Fences[i]; fe.Open() {
+			add(string(fe.Target.Node), fenceHold(s, f, v.get(fe.Target.Node), fe))
+		}
+	}
+	for _, g := range groups {
+		if g.State == "held" || g.State == "failed" {
+			add(string(g.Name), g.Reason)
+		}
+	}
+	for _, x := range v {
+		name := string(x.node.Name)
+		if st := x.state(); st != "online" && !x.reason().IsZero() {
+			add(name, x.reason())
+		} else if x.node.Standby {
+			add(name, reason.New(reason.NodeStandby, "node", name))
+		}
+	}
+	out = append(out, deviceConditions(s, f)...)
+	if s.Revision == 0 {
+		add(string(f.Self), reason.New(reason.NoConfig))
+	}
+	slices.SortStableFunc(out, func(a, b Condition) int {
+		return int(reason.Explain(b.Reason.Code).Severity) - int(reason.Explain(a.Reason.Code).Severity)
+	})
+	return slices.CompactFunc(out, func(a, b Condition) bool { return a.Subject == b.Subject && a.Reason.Code == b.Reason.Code })
+}
+
+// deviceConditions names fence devices that no node can use, and owners without one.
+func deviceConditions(s state.State, f Facts) []Condition {
+	var out []Condition
+	owners := map[ids.Node]bool{}
+	for _, g := range s.Config.Groups {
+		for _, n := range g.Nodes {
+			owners[n] = true
+		}
+	}
+	for _, nc := range s.Config.Nodes {
+		if owners[nc.Name] && len(nc.Fence) == 0 {
+			out = append(out, Condition{string(nc.Name), reason.New(reason.FenceNoDevice, "node", string(nc.Name))})
+		}
+		for _, d := range nc.Fence {
+			if d.IPMI != nil && d.IPMI.TrustIdentity {
+				out = append(out, Condition{string(nc.Name), reason.New(reason.FenceTrusted, "device", d.ID, "node", string(nc.Name))})
+			}
+			for _, df := range f.Devices {
+				if df.Node != nc.Name || df.Device != d.ID || df.Executor == nc.Name {
+					continue
+				}
+				if !df.OK {
+					out = append(out, Condition{string(nc.Name), reason.New(reason.FenceDeviceFailed, "device", d.ID, "node", string(nc.Name), "executor", string(df.Executor), "why", df.Detail)})
+				}
+			}
+		}
+	}
+	return out
+}

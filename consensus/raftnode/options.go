@@ -45,6 +45,8 @@ type Options struct {
 	// SnapshotThreshold is the number of entries between snapshots (8192) and TrailingLogs how many
 	// are kept behind one (10240). 0 takes the value in brackets.
 	SnapshotThreshold, TrailingLogs uint64
+
+	wrap func(inner) inner // tests put a failing store here
 }
 
 // Errors of this package; test with errors.Is.

@@ -18,6 +18,7 @@ import (
 	"github.com/bougou/go-ipmi/pkg/bmc"
 	"github.com/bougou/go-ipmi/pkg/handlers"
 	"github.com/bougou/go-ipmi/pkg/server"
+	"github.com/bougou/go-ipmi/pkg/types"
 
 	"github.com/picket-ha/picket/fencing"
 )
@@ -59,7 +60,7 @@ type Options struct {
 	Addr string
 	// Conn is a socket the caller bound, for example in another network namespace. Close closes it.
 	Conn net.PacketConn
-	// User (at most 16 bytes) and Password (at most 20 bytes) are of one administrator account.
+	// User (at most 16 bytes) and Password (at most 20 bytes) are of the one account.
 	User, Password string
 	// GUID is what the BMC calls its machine, as text; empty behaves as the NoGUID fault does.
 	GUID  string
@@ -67,7 +68,11 @@ type Options struct {
 	// Sessions is the number of session slots; 4 (the least IPMI 2.0 section 6.12.15 allows) if 0.
 	// When all are taken the least recently used session is dropped, as most BMCs do.
 	Sessions int
-	Chassis  Chassis
+	// OperatorOnly limits the account to the Operator privilege.
+	OperatorOnly bool
+	// Suites are the RMCP+ cipher suites offered, of 3 and 17; both if empty.
+	Suites  []int
+	Chassis Chassis
 	// Logger may be nil.
 	Logger *slog.Logger
 	// Record, when set, is called with every event, in order, never concurrently. It must not call
@@ -150,6 +155,11 @@ func New(opt Options) (*BMC, error) {
 	if opt.User == "" || len(opt.User) > 16 || opt.Password == "" || len(opt.Password) > 20 {
 		return nil, errors.New("bmcsim: user must be 1 to 16 bytes and password 1 to 20")
 	}
+	for _, n := range opt.Suites {
+		if n != 3 && n != 17 {
+			return nil, fmt.Errorf("bmcsim: cipher suite %d is not offered: use 3 or 17", n)
+		}
+	}
 	if opt.Sessions <= 0 {
 		opt.Sessions = bmc.MaxSessions
 	}
@@ -192,7 +202,19 @@ func (b *BMC) serve() error {
 	}
 	u.SetPassword([]byte(b.opt.Password))
 	u.Enabled = true
-	u.ChannelAccess[1] = bmc.UserChannelAccess{MaxPrivilege: bmc.PrivilegeLevelAdministrator, Enabled: true}
+	level := bmc.PrivilegeLevelAdministrator
+	if b.opt.OperatorOnly {
+		level = bmc.PrivilegeLevelOperator
+	}
+	u.ChannelAccess[1] = bmc.UserChannelAccess{MaxPrivilege: level, Enabled: true}
+	suites := []types.CipherSuiteID{types.CipherSuiteID3, types.CipherSuiteID17}
+	if len(b.opt.Suites) > 0 {
+		suites = nil
+		for _, n := range b.opt.Suites {
+			suites = append(suites, types.CipherSuiteID(n))
+		}
+	}
+	b.bmc.SetCipherSuites(suites)
 
 	reg := handlers.NewRegistry()
 	reg.Use(b.watchSessions) // before any Register: middleware is bound at registration

@@ -28,7 +28,7 @@ type world struct {
 }
 
 func TestStories(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+	datadriven.Walk(t, "testdata/stories", func(t *testing.T, path string) {
 		w := &world{cfg: Config{Interval: 200 * time.Millisecond, Warn: 500 * time.Millisecond, Dead: time.Second, Session: 1000}}
 		datadriven.RunTest(t, path, func(t *testing.T, td *datadriven.TestData) string {
 			var out strings.Builder

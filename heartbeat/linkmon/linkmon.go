@@ -55,7 +55,9 @@ type Options struct {
 	// included, and then whenever it changed. Calls come one at a time and must not block.
 	OnEvent func(Event)
 
-	ns *netns.NsHandle // the network namespace; nil: the process's own. For tests.
+	// For tests: the network namespace (nil: the process's own) and the buffer size.
+	ns     *netns.NsHandle
+	buffer int
 }
 
 type monitor struct {
@@ -82,6 +84,9 @@ func Run(ctx context.Context, o Options) error {
 	m := &monitor{opts: o, ns: netns.None()}
 	if o.ns != nil {
 		m.ns = *o.ns
+	}
+	if m.opts.buffer == 0 {
+		m.opts.buffer = receiveBuffer
 	}
 	m.opts.Interfaces = slices.Clone(o.Interfaces)
 	m.told = make([]Event, len(o.Interfaces))
@@ -120,14 +125,14 @@ func (m *monitor) watch(ctx context.Context) error {
 		ns = &m.ns
 	}
 	err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{
-		Namespace: ns, ErrorCallback: fail, ReceiveBufferSize: receiveBuffer})
+		Namespace: ns, ErrorCallback: fail, ReceiveBufferSize: m.opts.buffer})
 	if err != nil {
 		close(done)
 		return fmt.Errorf("cannot subscribe to link events: %w", err)
 	}
 	defer drain(links)
 	err = netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{
-		Namespace: ns, ErrorCallback: fail, ReceiveBufferSize: receiveBuffer})
+		Namespace: ns, ErrorCallback: fail, ReceiveBufferSize: m.opts.buffer})
 	if err != nil {
 		close(done)
 		return fmt.Errorf("cannot subscribe to address events: %w", err)

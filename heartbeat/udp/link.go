@@ -101,6 +101,7 @@ func (s *Service) found(l *link, sock socket, subnet netip.Prefix) {
 		l.subnet = subnet
 		s.repairLocked()
 	}
+	s.Kick() // the peers learn at once that the link is back
 	s.log.Info("heartbeat link open", "interface", l.Interface, "address", l.Addr, "subnet", subnet)
 }
 

@@ -76,11 +76,16 @@ func lookup(l Link) (netip.Prefix, int, error) {
 			continue
 		}
 		ip, ok := netip.AddrFromSlice(ipnet.IP)
-		if !ok || ip.Unmap() != l.Addr.WithZone("") {
+		if !ok {
 			continue
 		}
 		ones, _ := ipnet.Mask.Size()
-		return netip.PrefixFrom(ip.Unmap(), ones).Masked(), ifi.Index, nil
+		subnet := netip.PrefixFrom(ip.Unmap(), ones).Masked()
+		// Every address of 127.0.0.0/8 is lo's without being listed.
+		loop := ifi.Flags&net.FlagLoopback != 0 && l.Addr.IsLoopback() && subnet.Contains(l.Addr)
+		if loop || ip.Unmap() == l.Addr.WithZone("") {
+			return subnet, ifi.Index, nil
+		}
 	}
 	return netip.Prefix{}, 0, fmt.Errorf("interface %s has no address %s", l.Interface, l.Addr)
 }

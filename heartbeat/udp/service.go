@@ -246,6 +246,7 @@ func (s *Service) SetPeers(peers []Peer) error {
 	defer s.mu.Unlock()
 	s.peers = clean
 	s.repairLocked()
+	s.Kick() // a new peer need not wait for the next interval
 	return nil
 }
 

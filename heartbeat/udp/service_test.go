@@ -2,6 +2,7 @@ package udp
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -66,68 +67,77 @@ func TestKick(t *testing.T) {
 	}
 }
 
-// TestHostile throws packets at a node's socket and wants each counted by its cause and dropped.
-func TestHostile(t *testing.T) {
-	const interval = 50 * time.Millisecond
-	a, _, port := duo(t, "0.14", interval)
-	eventually(t, "b is heard", func() bool { return a.peer("b").Up == 1 }, a)
-	// c is a peer that only this test speaks for.
-	a.setPeers(t, Peer{Name: "b", Links: []Link{lo("127.0.14.2")}}, Peer{Name: "c", Links: []Link{lo("127.0.14.3")}})
+// hostile is one packet that somebody may throw at a node, and what must become of it.
+type hostile struct {
+	name   string
+	packet []byte
+	want   wire.Cause // "" means accepted
+}
 
-	conn, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.14.3:0")),
-		net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr("127.0.14.1"), port)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	codec, _ := wire.NewCodec("c1", testKey())
-	alien, _ := wire.NewCodec("c2", testKey())
+// hostilePackets builds packets to node a, whose session is 100, in the name of its peer c.
+func hostilePackets(t *testing.T) []hostile {
+	t.Helper()
 	other := testKey()
 	other.Secret[9]++
-	forger, _ := wire.NewCodec("c1", other)
-	label := wire.Label{To: "a", From: "lo", At: "lo"}
+	codec := func(cluster string, k wire.Key) *wire.Codec {
+		c, err := wire.NewCodec(cluster, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	ours, alien, forger := codec("c1", testKey()), codec("c2", testKey()), codec("c1", other)
 	seq := uint64(boottime())
-	beat := func(edit func(*heartbeat.Beat)) heartbeat.Beat {
+	seal := func(c *wire.Codec, l wire.Label, edit func(*heartbeat.Beat)) []byte {
 		seq++
 		b := heartbeat.Beat{From: "c", Boot: "cboot", Start: 1, Session: 300, Echo: 100, Seq: seq}
 		if edit != nil {
 			edit(&b)
 		}
-		return b
-	}
-	seal := func(c *wire.Codec, l wire.Label, b heartbeat.Beat) []byte {
 		p, _, err := c.Seal(l, b)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return p
 	}
-	good := seal(codec, label, beat(nil))
+	label := wire.Label{To: "a", From: "lo", At: "lo"}
+	good := seal(ours, label, nil)
 	bad := func(i int) []byte { p := bytes.Clone(good); p[i] ^= 1; return p }
-	for _, tc := range []struct {
-		name   string
-		packet []byte
-		want   wire.Cause // "" means accepted
-	}{
+	return []hostile{
 		{"empty", []byte{}, wire.Short},
 		{"one byte", []byte{1}, wire.Short},
 		{"oversized", make([]byte, 1401), wire.Oversized},
 		{"far oversized", make([]byte, 60000), wire.Oversized},
 		{"magic", bad(0), wire.Magic},
 		{"version", bad(4), wire.BadVersion},
-		{"cross-cluster", seal(alien, label, beat(nil)), wire.Cluster},
-		{"forged", seal(forger, label, beat(nil)), wire.Forged},
+		{"cross-cluster", seal(alien, label, nil), wire.Cluster},
+		{"forged", seal(forger, label, nil), wire.Forged},
 		{"truncated", good[:len(good)-3], wire.Forged},
 		{"bit changed", bad(len(good) / 2), wire.Forged},
-		{"for another node", seal(codec, wire.Label{To: "x", From: "lo", At: "lo"}, beat(nil)), wire.Misdirected},
-		{"for another NIC", seal(codec, wire.Label{To: "a", From: "lo", At: "eth1"}, beat(nil)), wire.Misdirected},
-		{"from another NIC", seal(codec, wire.Label{To: "a", From: "eth1", At: "lo"}, beat(nil)), wire.Misdirected},
-		{"from a stranger", seal(codec, label, beat(func(b *heartbeat.Beat) { b.From = "d" })), wire.Unknown},
-		{"unverified", seal(codec, label, beat(func(b *heartbeat.Beat) { b.Echo = 99 })), wire.Unverified},
+		{"for another node", seal(ours, wire.Label{To: "x", From: "lo", At: "lo"}, nil), wire.Misdirected},
+		{"for another NIC", seal(ours, wire.Label{To: "a", From: "lo", At: "eth1"}, nil), wire.Misdirected},
+		{"from another NIC", seal(ours, wire.Label{To: "a", From: "eth1", At: "lo"}, nil), wire.Misdirected},
+		{"from a stranger", seal(ours, label, func(b *heartbeat.Beat) { b.From = "d" }), wire.Unknown},
+		{"unverified", seal(ours, label, func(b *heartbeat.Beat) { b.Echo = 99 }), wire.Unverified},
 		{"good", good, ""},
 		{"replayed", good, wire.Replayed},
-		{"before the replayed", seal(codec, label, beat(func(b *heartbeat.Beat) { b.Seq -= 1e6 })), wire.Replayed},
-	} {
+		{"before the replayed", seal(ours, label, func(b *heartbeat.Beat) { b.Seq -= 1e6 }), wire.Replayed},
+	}
+}
+
+// TestHostile throws packets at a node's socket and wants each counted by its cause and dropped.
+func TestHostile(t *testing.T) {
+	a, _, port := duo(t, "0.14", 50*time.Millisecond)
+	eventually(t, "b is heard", func() bool { return a.peer("b").Up == 1 }, a)
+	// c is a peer that only this test speaks for.
+	a.setPeers(t, Peer{Name: "b", Links: []Link{lo("127.0.14.2")}}, Peer{Name: "c", Links: []Link{lo("127.0.14.3")}})
+	conn, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.14.3:0")),
+		net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr("127.0.14.1"), port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, tc := range hostilePackets(t) {
 		before, accepted := a.Counters().Of(tc.want), a.peer("c").Beat.Seq
 		if _, err := conn.Write(tc.packet); err != nil {
 			t.Fatalf("%s: %v", tc.name, err)
@@ -148,6 +158,65 @@ func TestHostile(t *testing.T) {
 	if !strings.Contains(a.log.String(), "cause=forged") {
 		t.Error("a forged packet is not in the log")
 	}
+}
+
+// muted is a system whose sockets swallow what they should send while the flag is set.
+type muted struct {
+	linux
+	mute *atomic.Bool
+}
+
+type mutedSocket struct {
+	socket
+	mute *atomic.Bool
+}
+
+func (m muted) Open(ctx context.Context, l Link, port uint16) (socket, netip.Prefix, error) {
+	s, p, err := m.linux.Open(ctx, l, port)
+	if err != nil {
+		return nil, p, err
+	}
+	return mutedSocket{s, m.mute}, p, nil
+}
+
+func (m mutedSocket) Send(packet []byte, to netip.AddrPort) error {
+	if m.mute.Load() {
+		return nil
+	}
+	return m.socket.Send(packet, to)
+}
+
+// TestOneWay cuts the way from a to b only, restarts a during the cut, and heals it.
+func TestOneWay(t *testing.T) {
+	const interval = 50 * time.Millisecond
+	var mute atomic.Bool
+	port := freePort(t)
+	la, lb := []Link{lo("127.0.16.1")}, []Link{lo("127.0.16.2")}
+	ca := hostConfig{name: "a", links: la, port: port, session: 100, start: 1, interval: interval, system: muted{mute: &mute}}
+	a := startHost(t, ca)
+	b := startHost(t, hostConfig{name: "b", links: lb, port: port, session: 200, start: 1, interval: interval})
+	eventually(t, "sockets open", func() bool { return a.Status()[0].Open && b.Status()[0].Open || skipLo(t, b) }, a, b)
+	a.setPeers(t, Peer{"b", lb})
+	b.setPeers(t, Peer{"a", la})
+	eventually(t, "both see each other", func() bool { return a.peer("b").Up == 1 && b.peer("a").Up == 1 }, a, b)
+
+	mute.Store(true)
+	eventually(t, "b no longer hears a", func() bool { return b.peer("a").Silent }, a, b)
+	if v := a.peer("b"); v.Up != 1 {
+		t.Errorf("a hears b well and sees %+v", v)
+	}
+	a.stop()
+	ca.session, ca.start = 101, 2
+	a = startHost(t, ca)
+	a.setPeers(t, Peer{"b", lb})
+	eventually(t, "b's beats prove nothing to the new process", func() bool {
+		return a.Counters().Of(wire.Unverified) > 10 && a.peer("b").Silent
+	}, a, b)
+	if a.peer("b").Ever {
+		t.Error("a beat that echoes an earlier process was accepted")
+	}
+	mute.Store(false)
+	eventually(t, "both see each other again", func() bool { return a.peer("b").Up == 1 && b.peer("a").Beat.Session == 101 }, a, b)
 }
 
 // TestOwnLateness holds the sending loop up once and wants it said as an administrator knows it.

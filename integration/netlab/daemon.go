@@ -17,7 +17,11 @@ func (m *machine) bootDaemon(l *life) {
 	if !want {
 		return
 	}
-	if err := m.startDaemon(); err != nil {
+	err := m.startDaemon()
+	m.mu.Lock()
+	alive := m.life == l && !m.dying
+	m.mu.Unlock()
+	if err != nil && alive {
 		m.w.log.Error("the daemon did not start at boot", "node", m.name, "error", err)
 	}
 }
@@ -89,6 +93,9 @@ func (m *machine) signalDaemon(sig unix.Signal) error {
 		m.mu.Lock()
 		m.paused = sig == unix.SIGSTOP && m.daemon == t
 		m.mu.Unlock()
+		if sig == unix.SIGSTOP {
+			return stopped(l, t)
+		}
 		return nil
 	}
 	select {
@@ -96,6 +103,26 @@ func (m *machine) signalDaemon(sig unix.Signal) error {
 		return nil
 	case <-time.After(stopTimeout):
 		return fmt.Errorf("the daemon on %s did not end within %s of %s", m.name, stopTimeout, unix.SignalName(sig))
+	}
+}
+
+// stopped waits until every thread of a program has stopped: a signal is only an announcement.
+func stopped(l *life, t *task) error {
+	deadline := time.Now().Add(2 * time.Second)
+	for {
+		r, err := l.call(initRequest{Op: opList})
+		if err != nil {
+			return err
+		}
+		for _, p := range r.Procs {
+			if p.PID == t.pid && p.State == "T" {
+				return nil
+			}
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the daemon on %s did not stop", l.name)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

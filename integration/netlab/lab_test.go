@@ -43,9 +43,9 @@ func stubDaemon([]string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("daemon up on boot %s", b)
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, unix.SIGTERM)
+	fmt.Printf("daemon up on boot %s", b)
 	<-c
 	fmt.Println("daemon down")
 	return nil

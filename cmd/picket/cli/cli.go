@@ -58,12 +58,16 @@ func newRunner(stdin io.Reader, stdout, stderr io.Writer, hooks Hooks) *runner {
 // ran marks an error of a command that did run: everything else that cobra returns is a usage error.
 type ran struct{ err error }
 
+// Error is the wrapped error's text.
 func (r ran) Error() string { return r.err.Error() }
+
+// Unwrap gives the wrapped error.
 func (r ran) Unwrap() error { return r.err }
 
 // exitWith ends a command with a code and without a message: the answer has said it all.
 type exitWith int
 
+// Error names the code; it is never shown.
 func (e exitWith) Error() string { return fmt.Sprintf("exit %d", int(e)) }
 
 func (r *runner) run(ctx context.Context, args []string) int {

@@ -29,12 +29,12 @@ const (
 
 type machine struct {
 	on    atomic.Bool
-	delay time.Duration
+	delay atomic.Int64 // nanoseconds PowerOff takes
 }
 
 func (m *machine) On() bool { return m.on.Load() }
 func (m *machine) PowerOff() error {
-	time.Sleep(m.delay) // the time a machine takes to die; not a synchronisation
+	time.Sleep(time.Duration(m.delay.Load())) // the time a machine takes to die; not a synchronisation
 	m.on.Store(false)
 	return nil
 }
@@ -167,11 +167,12 @@ func TestOff(t *testing.T) {
 
 func TestOffSlowMachine(t *testing.T) {
 	r := newRig(t)
-	r.m.delay = 400 * time.Millisecond
+	const delay = 400 * time.Millisecond
+	r.m.delay.Store(int64(delay))
 	rep := r.power(fencing.OpOff, 5*time.Second, open)
 	r.expect(rep, fencing.OutcomeOff, fencing.IdentityMatched, 1, "", "down")
-	if rep.Power < r.m.delay {
-		t.Errorf("off after %v: the machine took %v", rep.Power, r.m.delay)
+	if rep.Power < delay {
+		t.Errorf("off after %v: the machine took %v", rep.Power, delay)
 	}
 }
 

@@ -98,9 +98,8 @@ func TestPeerWithoutNeighbour(t *testing.T) {
 	if v := b.peer("a"); v.Up != 2 {
 		t.Errorf("the living peer suffers: %+v", v)
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if g := a.det.Peer(boottime(), "ghost"); g.Ever || !g.Silent {
-		t.Errorf("ghost: %+v", g)
-	}
+	eventually(t, "a peer that never spoke is silent", func() bool {
+		g := a.peer("ghost")
+		return !g.Ever && g.Silent
+	}, a)
 }

@@ -99,6 +99,9 @@ func New(o Options) *Core {
 	return c
 }
 
+// SetStart sets the start counter of the state directory, which is known only once the store is open.
+func (c *Core) SetStart(n uint64) { c.opt.Start = n }
+
 func (c *Core) detector() heartbeat.Config {
 	return heartbeat.Config{Interval: c.timing.Interval, Warn: c.timing.Warn, Dead: c.timing.Dead, Session: c.opt.Session}
 }
@@ -291,16 +294,25 @@ func (c *Core) beat(e Beat) {
 
 // Content is what the next heartbeat to a peer carries. Seq is the caller's.
 func (c *Core) Content(now time.Duration, to ids.Node) heartbeat.Beat {
+	b := c.Report(now)
+	b.Echo = c.det.Echo(max(now, c.now), to)
+	return b
+}
+
+// Report is what the next heartbeats carry, whoever they go to. Seq and Echo are the caller's.
+func (c *Core) Report(now time.Duration) heartbeat.Beat {
 	now = max(now, c.now)
 	b := heartbeat.Beat{From: c.opt.Self, Boot: c.opt.Boot, Start: c.opt.Start, Gen: c.inc.Gen, Session: c.opt.Session,
-		Echo: c.det.Echo(now, to), Applied: c.st.Index, LastIndex: c.st.Index, Leaving: c.life >= lifeLeaving, Silent: c.silent}
+		Applied: c.st.Index, LastIndex: c.st.Index, Leaving: c.life >= lifeLeaving, Silent: c.silent}
 	for n, is := range c.refused {
 		if is {
 			b.Refused = append(b.Refused, n)
 		}
 	}
 	sort.Slice(b.Refused, func(i, j int) bool { return b.Refused[i] < b.Refused[j] })
-	b.Links = c.det.Links(now)
+	if b.Links = c.det.Links(now); len(b.Links) > heartbeat.MaxLinks {
+		b.Links = b.Links[:heartbeat.MaxLinks]
+	}
 	return b
 }
 

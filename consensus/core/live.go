@@ -129,6 +129,7 @@ func (c *Core) live() {
 	case lifeCleaning:
 		if c.clean() {
 			c.life = lifeAnnounce
+			c.record() // from now on the record, even an empty one, is the truth about this boot
 		}
 	case lifeAnnounce:
 		if c.inc.Gen != 0 {

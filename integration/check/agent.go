@@ -202,7 +202,7 @@ func (a *agent) gone(ip netip.Addr, to int64) error {
 	if !h.locked {
 		wait = Now() - h.asked
 	}
-	if err := a.say(Record{Stream: StreamWriter, Kind: KindRelease, VIP: ip.String(), From: h.last, To: to, Seq: h.seq}); err != nil {
+	if err := a.say(Record{Stream: StreamWriter, Kind: KindRelease, VIP: ip.String(), From: h.last, To: to, Seq: h.seq + 1}); err != nil {
 		return err
 	}
 	return a.say(Record{Stream: StreamLock, Kind: KindUnlocked, VIP: ip.String(), Wait: wait})

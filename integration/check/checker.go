@@ -83,6 +83,7 @@ func (r Report) OK() bool { return len(r.Violations) == 0 && len(r.NotObserved) 
 // Run checks a history.
 func Run(h History, o Options) Report {
 	o = o.withDefaults()
+	h.Records = append([]Record(nil), h.Records...) // the caller keeps its order
 	h.sort()
 	c := &checker{h: h, o: o, rep: Report{Counts: make(map[Stream]int)}}
 	for _, r := range h.Records {

@@ -72,9 +72,15 @@ func loadStream(path string, s Stream) ([]Record, error) {
 	return out, nil
 }
 
-// sort orders by time; equal times keep the order of the streams.
+// sort orders by time; of records of one instant the one with the lower count came first.
 func (h *History) sort() {
-	sort.SliceStable(h.Records, func(i, j int) bool { return h.Records[i].T < h.Records[j].T })
+	sort.SliceStable(h.Records, func(i, j int) bool {
+		a, b := h.Records[i], h.Records[j]
+		if a.T != b.T {
+			return a.T < b.T
+		}
+		return a.Seq < b.Seq
+	})
 }
 
 // Window returns the records with from <= T <= to (a zero bound is open).

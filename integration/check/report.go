@@ -54,6 +54,7 @@ func (v Violation) timeline(b *strings.Builder) {
 		if same > 0 {
 			fmt.Fprintf(b, "             ... %d more like it\n", same)
 			same = 0
+			lines++
 		}
 		prev = text
 		if lines++; lines > maxTimeline {

@@ -3,6 +3,7 @@ package netlab
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -37,13 +38,13 @@ func hostState(t *testing.T) string {
 	return b.String()
 }
 
-// labProcesses lists the host's processes that belong to any lab, by their pid.
-func labProcesses() []string {
+// labProcesses lists the host's processes that belong to the lab in a directory, by their pid.
+func labProcesses(dir string) []string {
 	list, _ := os.ReadDir("/proc")
 	var out []string
 	for _, e := range list {
 		c, err := os.ReadFile("/proc/" + e.Name() + "/cmdline")
-		if err == nil && bytes.Contains(c, []byte("__picket-lab-")) {
+		if err == nil && bytes.Contains(c, []byte("__picket-lab-")) && bytes.Contains(c, []byte("\x00"+dir+"\x00")) {
 			out = append(out, e.Name()+" "+string(bytes.ReplaceAll(c, []byte{0}, []byte{' '})))
 		}
 	}
@@ -54,8 +55,11 @@ func labProcesses() []string {
 // TestHostIsUntouched holds the host's network, mounts and identity against what they were,
 // while a lab runs and after it.
 func TestHostIsUntouched(t *testing.T) {
-	before, procs := hostState(t), labProcesses()
+	before := hostState(t)
 	l := start(t)
+	if len(labProcesses(l.Dir())) < 7 { // supervisor, client, and two on each of three nodes
+		t.Errorf("the lab's processes are %q: the test looks in the wrong place", labProcesses(l.Dir()))
+	}
 	if now := hostState(t); now != before {
 		t.Errorf("a running lab changed the host from\n%s\nto\n%s", before, now)
 	}
@@ -65,7 +69,7 @@ func TestHostIsUntouched(t *testing.T) {
 	if now := hostState(t); now != before {
 		t.Errorf("a lab left the host changed from\n%s\nto\n%s", before, now)
 	}
-	if left := labProcesses(); strings.Join(left, "\n") != strings.Join(procs, "\n") {
+	if left := labProcesses(l.Dir()); left != nil {
 		t.Errorf("processes left behind: %q", left)
 	}
 	must(t, Remove(l.Dir()))
@@ -114,13 +118,13 @@ func starter(t *testing.T, dir string, cred *syscall.Credential) *exec.Cmd {
 func TestNothingSurvivesItsStarter(t *testing.T) {
 	probe := start(t) // skips where no lab can run
 	must(t, probe.Close())
-	before, procs := hostState(t), labProcesses()
-	kill := map[string]func(*exec.Cmd) error{
-		"SIGKILL": func(c *exec.Cmd) error { return c.Process.Kill() },
-		"ctrl-C":  func(c *exec.Cmd) error { return syscall.Kill(-c.Process.Pid, syscall.SIGINT) },
-		"SIGKILL of the supervisor": func(c *exec.Cmd) error {
-			for _, p := range labProcesses() {
-				if strings.Contains(p, "picket-lab-supervisor") && !strings.Contains(strings.Join(procs, "\n"), p) {
+	before := hostState(t)
+	kill := map[string]func(*exec.Cmd, string) error{
+		"SIGKILL": func(c *exec.Cmd, dir string) error { return c.Process.Kill() },
+		"ctrl-C":  func(c *exec.Cmd, dir string) error { return syscall.Kill(-c.Process.Pid, syscall.SIGINT) },
+		"SIGKILL of the supervisor": func(c *exec.Cmd, dir string) error {
+			for _, p := range labProcesses(dir) {
+				if strings.Contains(p, argSupervisor) {
 					var pid int
 					if _, err := fmt.Sscan(p, &pid); err != nil {
 						return err
@@ -133,12 +137,13 @@ func TestNothingSurvivesItsStarter(t *testing.T) {
 	}
 	for name, f := range kill {
 		t.Run(name, func(t *testing.T) {
-			cmd := starter(t, t.TempDir()+"/lab", nil)
-			if len(labProcesses()) <= len(procs) {
+			dir := t.TempDir() + "/lab"
+			cmd := starter(t, dir, nil)
+			if len(labProcesses(dir)) < 7 {
 				t.Error("no lab processes: the test looks in the wrong place")
 			}
-			must(t, f(cmd))
-			eventually(t, "every process of the lab is gone", func() bool { return len(labProcesses()) == len(procs) })
+			must(t, f(cmd, dir))
+			eventually(t, "every process of the lab is gone", func() bool { return labProcesses(dir) == nil })
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
 			if now := hostState(t); now != before {
@@ -204,5 +209,36 @@ func TestOptions(t *testing.T) {
 	}
 	if err := Remove(dir); err == nil {
 		t.Error("Remove cleared a directory that is no lab's")
+	}
+}
+
+// TestWithoutUserNamespace runs the lab as root where the kernel forbids user namespaces.
+func TestWithoutUserNamespace(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: without a user namespace only root may make the others")
+	}
+	before := hostState(t)
+	o, err := Options{Dir: t.TempDir() + "/lab", Picket: "/proc/self/exe", Daemon: stub(), Autostart: true}.withDefaults()
+	must(t, err)
+	must(t, prepareDir(o))
+	l, err := launch(t.Context(), o, false)
+	if errors.Is(err, ErrUnsupported) {
+		t.Skipf("needs namespaces: %v", err)
+	}
+	must(t, err)
+	if !ping(t, l, "node1", "10.10.10.12") {
+		t.Error("no network")
+	}
+	for _, p := range []string{"/usr/x", "/proc/sys/kernel/panic", "/proc/sysrq-trigger/x", "/sys/x"} {
+		if out := run(t, l, "node1", "sh", "-c", "echo x >> "+p); out.Code == 0 {
+			t.Errorf("a node could write %s", p)
+		}
+	}
+	if now := hostState(t); now != before {
+		t.Errorf("the lab changed the host from\n%s\nto\n%s", before, now)
+	}
+	must(t, l.Close())
+	if left := labProcesses(l.Dir()); left != nil {
+		t.Errorf("processes left behind: %q", left)
 	}
 }

@@ -27,8 +27,12 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		}
 	}
+	// A program under the race detector otherwise sleeps for a second before it exits.
+	os.Setenv("GORACE", noSleep) // read by the children only
 	os.Exit(m.Run())
 }
+
+const noSleep = "atexit_sleep_ms=0"
 
 func programs() map[string]func([]string) error {
 	return map[string]func([]string) error{
@@ -113,7 +117,7 @@ func stub() []string { return []string{"picket", "stub-daemon"} }
 
 func start(t *testing.T, change ...func(*Options)) *Lab {
 	t.Helper()
-	o := Options{Dir: t.TempDir() + "/lab", Picket: "/proc/self/exe", Daemon: stub(), Autostart: true, BootDelay: 50 * time.Millisecond}
+	o := Options{Dir: t.TempDir() + "/lab", Picket: "/proc/self/exe", Daemon: stub(), Autostart: true, BootDelay: 50 * time.Millisecond, Env: []string{"GORACE=" + noSleep}}
 	for _, f := range change {
 		f(&o)
 	}

@@ -39,16 +39,16 @@ type life struct {
 }
 
 // begin starts a pid 1 in namespaces of its own and hands it its configuration. The node is not
-// ready before await returns, but its network namespace exists.
-func begin(name, boot string, cfg initConfig, stderr *os.File) (*life, error) {
+// ready before await returns, but its network namespace exists. where is the lab's directory.
+func begin(name, boot, where string, cfg initConfig, stderr *os.File) (*life, error) {
 	ours, theirs, err := socketpair()
 	if err != nil {
 		return nil, err
 	}
 	defer theirs.Close()
-	cmd := exec.Command("/proc/self/exe", argInit)
+	cmd := exec.Command("/proc/self/exe", argInit, where) // for ps(1) only
 	cmd.Args[0] = "picket-lab-init-" + name
-	cmd.Env = []string{"PATH=" + nodePath}
+	cmd.Env = append(os.Environ(), "PATH="+nodePath)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stderr = stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{

@@ -136,7 +136,7 @@ func (m *machine) boot(source string) error {
 		return fmt.Errorf("open the console of %s: %w", m.name, err)
 	}
 	defer console.Close()
-	l, err := begin(m.name, boot, m.initConfig(bootFile), console)
+	l, err := begin(m.name, boot, m.w.dir, m.initConfig(bootFile), console)
 	if err != nil {
 		return err
 	}
@@ -202,9 +202,12 @@ func (m *machine) powerOff(source string) error {
 		return nil
 	}
 	l.kill()
+	// The kernel of a namespace answers ARP and ICMP without any process: the node is off when
+	// its cards are gone too, not before.
+	err := m.pull()
 	m.w.rec.Add(check.Record{Stream: check.StreamPower, Kind: check.KindOff, Node: m.name, Boot: l.boot, Source: source})
 	m.buried()
-	return m.pull()
+	return err
 }
 
 // buried publishes that nothing of the machine runs any more.
@@ -218,7 +221,6 @@ func (m *machine) buried() {
 // SIGHUP when it asked to boot again, with SIGINT when it asked to stay off.
 func (m *machine) watch(l *life) {
 	<-l.dead
-	at := check.Now()
 	m.mu.Lock()
 	ours := m.dying || m.life != l
 	m.mu.Unlock()
@@ -238,10 +240,10 @@ func (m *machine) watch(l *life) {
 	if again {
 		kind = check.KindReset
 	}
-	m.w.rec.Add(check.Record{T: at, Stream: check.StreamPower, Kind: kind, Node: m.name, Boot: l.boot, Source: "self"})
 	l.kill()
-	m.buried()
 	err := m.pull()
+	m.w.rec.Add(check.Record{Stream: check.StreamPower, Kind: kind, Node: m.name, Boot: l.boot, Source: "self"})
+	m.buried()
 	if err == nil && again {
 		err = m.boot("self")
 	}
@@ -283,7 +285,7 @@ func (m *machine) startAgent(l *life) error {
 	if err != nil {
 		return fmt.Errorf("encode the agent's configuration: %w", err)
 	}
-	req := initRequest{Self: true, Argv: []string{"picket-lab-agent", argAgent, string(b)}, Env: []string{"PATH=" + nodePath}}
+	req := initRequest{Self: true, Argv: []string{"picket-lab-agent", argAgent, string(b), m.w.dir}, Env: []string{"PATH=" + nodePath}}
 	t, err := m.spawn(l, req, "console.log")
 	if err != nil {
 		return fmt.Errorf("start the agent on %s: %w", m.name, err)

@@ -116,9 +116,14 @@ func launch(ctx context.Context, o Options, userNS bool) (*Lab, error) {
 		return nil, fmt.Errorf("open the lab's log: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command("/proc/self/exe", argSupervisor)
+	cmd := exec.Command("/proc/self/exe", argSupervisor, o.Dir) // the directory is for ps(1) only
 	cmd.Args[0] = "picket-lab-supervisor"
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LANG=C.UTF-8"}
+	for _, k := range []string{"GORACE", "GOTRACEBACK"} { // for tests of the lab
+		if v := os.Getenv(k); v != "" {
+			cmd.Env = append(cmd.Env, k+"="+v)
+		}
+	}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{theirs}

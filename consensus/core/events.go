@@ -216,6 +216,9 @@ type GateAnswer struct {
 	Until time.Duration
 }
 
+// Push asks raft to tell the followers now what is committed. Losing it costs some ten milliseconds.
+type Push struct{}
+
 // StepDown asks raft to hand the leadership to another node.
 type StepDown struct{}
 
@@ -247,6 +250,7 @@ func (Record) action()     {}
 func (Run) action()        {}
 func (Power) action()      {}
 func (GateAnswer) action() {}
+func (Push) action()       {}
 func (StepDown) action()   {}
 func (Kick) action()       {}
 func (SelfReset) action()  {}

@@ -99,6 +99,11 @@ func (c *Core) facts() plan.Facts {
 		}
 		ff := plan.FenceFact{ID: fe.ID, SinceProof: -1, SinceEnd: -1, SinceIntent: since(c.marks.intent, fe.ID, c.now),
 			Heard: c.marks.after[fe.ID], Expired: c.expired(fe), Overdue: c.overdue(fe)}
+		if fe.Target.Node == c.opt.Self && c.inc.Gen != 0 {
+			// Nobody hears itself: a new boot that leads is its own sign of life. Otherwise its groups
+			// would be held for as long as it leads.
+			ff.Heard = c.opt.Boot
+		}
 		for _, a := range fe.Attempts {
 			if a.End == 0 {
 				continue

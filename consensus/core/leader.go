@@ -9,6 +9,7 @@ import (
 	"github.com/picket-ha/picket/consensus/ids"
 	"github.com/picket-ha/picket/consensus/plan"
 	"github.com/picket-ha/picket/consensus/state"
+	"github.com/picket-ha/picket/fencing"
 )
 
 // decideEvery is how often the leader decides when nothing has happened: ages grow by themselves.
@@ -69,8 +70,8 @@ func (c *Core) barrierDone(e BarrierDone) {
 	c.lead.ready, c.lead.readyAt, c.lead.settled, c.lead.dirty = true, c.now, max(c.now, c.lead.settled), true
 }
 
-// propose asks for an entry unless one of the same key is on its way. push sends an empty entry after
-// it, so that the followers learn at once that it is committed.
+// propose asks for an entry unless one of the same key is on its way. push tells the followers at once
+// that it is committed, instead of with raft's next entry or timeout.
 func (c *Core) propose(key string, cmd state.Command, push bool) {
 	if _, busy := c.lead.inflight[key]; busy {
 		return
@@ -89,7 +90,7 @@ func (c *Core) proposed(e Proposed) {
 	delete(c.lead.inflight, p.key)
 	c.lead.dirty = true
 	if e.OK && p.push && len(c.servers) > 1 {
-		c.propose("push", state.LeaseTick{}, false)
+		c.do(Push{})
 	}
 }
 
@@ -286,7 +287,8 @@ func (c *Core) takeAsk(from ids.Node, a Ask) {
 	c.do(Verify{n})
 }
 
-// stands reports whether that attempt is open, of that executor, and not given up.
+// stands reports whether that attempt is open, of that executor, and not given up; and, to switch off,
+// whether its fence is open still: once another proof has closed it, the shot would hit a new boot.
 func (c *Core) stands(from ids.Node, a Ask) bool {
 	f := c.st.Fence(a.Fence)
 	if f == nil {
@@ -294,7 +296,8 @@ func (c *Core) stands(from ids.Node, a Ask) bool {
 	}
 	for _, t := range f.Attempts {
 		if t.N == a.N {
-			return t.End == 0 && t.Executor == from && !slices.Contains(c.expired(f), t.N)
+			return t.End == 0 && t.Executor == from && !slices.Contains(c.expired(f), t.N) &&
+				(t.Op != fencing.OpOff || f.Open())
 		}
 	}
 	return false

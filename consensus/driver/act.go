@@ -60,6 +60,8 @@ func (d *Driver) do(a core.Action) {
 				d.o.Logger.Warn("could not hand over the leadership", "err", err)
 			}
 		})
+	case core.Push:
+		d.log.Nudge()
 	case core.Kick:
 		d.o.Network.Kick()
 	case core.Journal:

@@ -30,6 +30,8 @@ type Log interface {
 	Unknown(err error) bool
 	Barrier(ctx context.Context) error
 	VerifyLeader(ctx context.Context) error
+	// Nudge tells the followers at once what is committed. It waits for nothing.
+	Nudge()
 	Leader() (ids.Node, uint64)
 	Servers() []core.Server
 	AddNonvoter(ctx context.Context, n ids.Node) error

@@ -16,6 +16,8 @@ type nodeView struct {
 	self bool
 	// here: its newest announced incarnation is heard now.
 	here bool
+	// open: the fence of its newest announced boot waits for proof.
+	open bool
 	// lost: rule 12 holds for the boot it last announced; why says by which half.
 	lost bool
 	why  reason.Reason
@@ -39,7 +41,7 @@ func view(s state.State, f Facts) nodeViews {
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		fact, _ := f.node(n.Name)
-		v := nodeView{node: n, fact: fact, self: n.Name == f.Self}
+		v := nodeView{node: n, fact: fact, self: n.Name == f.Self, open: s.OpenFence(n.Name, n.Up.Boot) != nil}
 		v.here = n.Up.Gen != 0 && !n.Left && (v.self || (fact.Ever && !fact.Silent && fact.Boot == n.Up.Boot))
 		if !v.self && !v.here {
 			v.lost, v.why = lost(s, f, n, fact, t)
@@ -77,8 +79,8 @@ func lost(s state.State, f Facts, n *state.Node, fact NodeFact, t state.Timing) 
 		after, age = t.InitialDead, f.Uptime
 	}
 	tick := fact.TickAge
-	if tick < 0 || tick > f.Settled {
-		tick = f.Settled
+	if tick < 0 {
+		tick = f.Uptime // none since this process could have applied one
 	}
 	name := string(n.Name)
 	switch {
@@ -122,7 +124,7 @@ func (v nodeViews) views() []NodeView {
 func (x nodeView) state() string {
 	n := x.node
 	switch {
-	case x.condemned() && x.lost:
+	case x.condemned() && x.open:
 		return "fencing"
 	case x.condemned():
 		return "fenced"
@@ -151,7 +153,9 @@ func (x nodeView) condemned() bool {
 func (x nodeView) reason() reason.Reason {
 	name := string(x.node.Name)
 	switch x.state() {
-	case "fencing", "fenced":
+	case "fencing":
+		return reason.New(reason.NodeFencing, "node", name)
+	case "fenced":
 		return reason.New(reason.NodeFenced, "node", name)
 	case "left":
 		return reason.New(reason.NodeLeft, "node", name)

@@ -3,6 +3,7 @@ package state
 import (
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/picket-ha/picket/consensus/ids"
 	"github.com/picket-ha/picket/consensus/reason"
@@ -152,11 +153,25 @@ func (c ctx) owns(g ids.Group, inc ids.Incarnation, e ids.Epoch) Result {
 
 func itoa(n uint64) string { return strconv.FormatUint(n, 10) }
 
+// clip bounds a text and keeps it valid UTF-8: what JSON cannot carry unchanged would give a node that
+// restored a snapshot another digest than one that applied the log.
 func clip(s string) string {
 	if len(s) > MaxReason {
-		return s[:MaxReason]
+		s = s[:MaxReason]
 	}
-	return s
+	return strings.ToValidUTF8(s, "")
+}
+
+// clipReason bounds a reason that came with an entry.
+func clipReason(r reason.Reason) reason.Reason {
+	out := reason.Reason{Code: reason.Code(clip(string(r.Code)))}
+	for i, a := range r.Args {
+		if i == MaxArgs {
+			break
+		}
+		out.Args = append(out.Args, reason.Arg{Key: clip(a.Key), Value: clip(a.Value)})
+	}
+	return out
 }
 
 func bounded[T any](s []T, n int) []T {

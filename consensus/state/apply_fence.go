@@ -38,7 +38,7 @@ func (c ctx) fenceIntent(cmd FenceIntent) Result {
 
 // openFence appends the intent and condemns the boot.
 func (c ctx) openFence(target ids.Incarnation, uuid string, why reason.Reason, operator string, noPower bool) {
-	f := Fence{ID: c.index, Target: target, UUID: uuid, Revision: c.s.Revision, Reason: why, Operator: operator, NoPower: noPower, At: c.at}
+	f := Fence{ID: c.index, Target: target, UUID: uuid, Revision: c.s.Revision, Reason: clipReason(why), Operator: operator, NoPower: noPower, At: c.at}
 	if nc := c.s.Config.Node(target.Node); nc != nil {
 		f.Devices = slices.Clone(nc.Fence)
 	}
@@ -46,7 +46,20 @@ func (c ctx) openFence(target ids.Incarnation, uuid string, why reason.Reason, o
 	f.Drain = c.drain(f.Groups)
 	c.s.Fences = trimFences(append(slices.Clone(c.s.Fences), f))
 	n := c.node(target.Node)
-	n.Condemned = bounded(append(slices.Clone(n.Condemned), target.Boot), MaxCondemned)
+	n.Condemned = c.s.trimCondemned(target.Node, append(slices.Clone(n.Condemned), target.Boot))
+}
+
+// trimCondemned forgets the oldest condemned boots beyond MaxCondemned, but never one that is not
+// proven dead yet.
+func (s *State) trimCondemned(node ids.Node, boots []ids.Boot) []ids.Boot {
+	for i := 0; len(boots) > MaxCondemned && i < len(boots); {
+		if s.OpenFence(node, boots[i]) != nil {
+			i++
+			continue
+		}
+		boots = slices.Delete(boots, i, i+1)
+	}
+	return boots
 }
 
 func (c ctx) drain(groups []ids.Group) time.Duration {
@@ -60,11 +73,11 @@ func (c ctx) drain(groups []ids.Group) time.Duration {
 	return 0
 }
 
-// newBootOwns reports whether a later boot of the target's machine owns something: a power command
+// NewBootOwns reports whether a later boot of the target's machine owns something: a power command
 // for the old boot would hit an owner that nobody condemned (invariant I6).
-func (c ctx) newBootOwns(f *Fence) bool {
-	n := c.s.Node(f.Target.Node)
-	return n != nil && n.Up.Boot != f.Target.Boot && len(c.s.Owned(n.Name, n.Up.Boot)) > 0
+func (s *State) NewBootOwns(f *Fence) bool {
+	n := s.Node(f.Target.Node)
+	return n != nil && n.Up.Boot != f.Target.Boot && len(s.Owned(n.Name, n.Up.Boot)) > 0
 }
 
 // trimFences forgets the oldest closed fences beyond MaxFences. One with an attempt under way stays.
@@ -89,7 +102,7 @@ func (c ctx) fenceBegin(cmd FenceBegin) Result {
 	exec := c.s.Node(cmd.Executor)
 	dev := (&NodeConfig{Fence: f.Devices}).Device(cmd.Device)
 	switch {
-	case cmd.Op == fencing.OpOff && c.newBootOwns(f):
+	case cmd.Op == fencing.OpOff && c.s.NewBootOwns(f):
 		return refuse(reason.RefusedOwned, "group", "of the new boot", "owner", string(f.Target.Node))
 	case cmd.Op == fencing.OpOff && !f.Open():
 		return refuse(reason.RefusedOpen, "what", "the fence", "why", "it is confirmed already")
@@ -105,25 +118,53 @@ func (c ctx) fenceBegin(cmd FenceBegin) Result {
 		return refuse(reason.RefusedSelf, "node", string(cmd.Executor))
 	case cmd.N != f.Begun+1:
 		return refuse(reason.RefusedStale, "node", string(cmd.Executor))
+	case underWay(f) >= MaxUnderWay:
+		return refuse(reason.RefusedOpen, "what", "the newest power attempt", "why", "too many are under way")
 	case cmd.Deadline <= 0 || cmd.Deadline > MaxDeadline:
 		return refuse(reason.RefusedConfig, "why", "a power attempt needs a deadline of at most 5m")
 	}
 	f = c.fence(cmd.Fence)
 	f.Begun = cmd.N
-	f.Attempts = trimAttempts(append(slices.Clone(f.Attempts), Attempt{N: cmd.N, Begin: c.index, Executor: cmd.Executor,
-		Device: cmd.Device, Op: cmd.Op, Deadline: cmd.Deadline, At: c.at}))
+	f.Attempts = append(slices.Clone(f.Attempts), Attempt{N: cmd.N, Begin: c.index, Executor: cmd.Executor,
+		Device: cmd.Device, Op: cmd.Op, Deadline: cmd.Deadline, At: c.at})
+	f.trimAttempts()
 	return Result{}
 }
 
-func trimAttempts(a []Attempt) []Attempt {
-	for i := 0; len(a) > MaxAttempts && i < len(a); {
-		if a[i].End == 0 || (a[i].Report != nil && a[i].Report.Outcome == fencing.OutcomeOff) {
-			i++
-			continue
+// underWay counts the attempts that have begun and not ended.
+func underWay(f *Fence) int {
+	n := 0
+	for _, a := range f.Attempts {
+		if a.End == 0 {
+			n++
 		}
-		a = slices.Delete(a, i, i+1)
 	}
-	return a
+	return n
+}
+
+// trimAttempts forgets the oldest attempts beyond MaxAttempts. One that is under way stays, and so
+// does, for each fence device, the first that proves its part of the death.
+func (f *Fence) trimAttempts() {
+	proved := map[string]bool{}
+	keep := func(a Attempt) bool {
+		d := (&NodeConfig{Fence: f.Devices}).Device(a.Device)
+		if a.End == 0 || (f.Evidence != nil && f.Evidence.Attempt == a.N) {
+			return true
+		}
+		if d == nil || proved[a.Device] || attemptProves(f, *d, a) != "" {
+			return false
+		}
+		proved[a.Device] = true
+		return true
+	}
+	drop := len(f.Attempts) - MaxAttempts
+	f.Attempts = slices.DeleteFunc(f.Attempts, func(a Attempt) bool {
+		if keep(a) || drop <= 0 {
+			return false
+		}
+		drop--
+		return true
+	})
 }
 
 func (c ctx) fenceEnd(cmd FenceEnd) Result {
@@ -159,17 +200,25 @@ func (c ctx) fenceConfirm(cmd FenceConfirm) Result {
 		return refuse(reason.RefusedEvidence, "node", string(f.Target.Node), "why", why)
 	}
 	f = c.fence(cmd.Fence)
-	ev := cmd.Evidence
-	ev.Operator, ev.Why = clip(ev.Operator), clip(ev.Why)
+	ev := clean(cmd.Evidence)
 	f.Confirmed, f.Evidence, f.DoneAt = c.index, &ev, c.at
-	c.s.Groups = slices.Clone(c.s.Groups)
-	for i := range c.s.Groups {
-		if g := &c.s.Groups[i]; g.Epoch != 0 && g.Owner.SameBoot(f.Target) {
-			c.free(g, proof(f, ev))
-		}
+	for _, name := range c.s.Owned(f.Target.Node, f.Target.Boot) {
+		c.free(c.group(name), proof(f, ev))
+		c.dropRemoved(name)
 	}
 	c.s.Fences = trimFences(c.s.Fences)
 	return Result{}
+}
+
+// clean keeps of an evidence what its kind needs, bounded.
+func clean(ev Evidence) Evidence {
+	switch ev.Kind {
+	case PowerOff:
+		return Evidence{Kind: ev.Kind, Attempt: ev.Attempt}
+	case Rebooted:
+		return Evidence{Kind: ev.Kind, NewBoot: ev.NewBoot}
+	}
+	return Evidence{Kind: ev.Kind, Operator: clip(ev.Operator), Why: clip(ev.Why)}
 }
 
 func proof(f *Fence, ev Evidence) reason.Reason {

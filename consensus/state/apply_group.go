@@ -78,7 +78,7 @@ func (c ctx) grant(cmd Grant) Result {
 	g = c.group(cmd.Group)
 	g.Owner, g.Epoch, g.Phase, g.LastEpoch = cmd.To, ids.Epoch(c.index), PhaseGranted, ids.Epoch(c.index)
 	g.Held, g.HeldStart, g.HeldStop = slices.Clone(gc.Resources), gc.StartTimeout, gc.StopTimeout
-	g.RevokeAt, g.RevokeFor, g.Why, g.Since = 0, 0, cmd.Why, c.at
+	g.RevokeAt, g.RevokeFor, g.Why, g.Since = 0, 0, clipReason(cmd.Why), c.at
 	return Result{}
 }
 
@@ -133,11 +133,11 @@ func (c ctx) revoke(cmd Revoke) Result {
 		return refuse(reason.RefusedNotOwner, "node", string(g.Owner.Node), "group", string(cmd.Group), "epoch", itoa(uint64(cmd.Epoch)))
 	case g.Phase == PhaseRevoked || g.Phase == PhaseStopFailed:
 		return refuse(reason.RefusedExists, "what", "revoke of group", "name", string(cmd.Group))
-	case cmd.For <= 0:
-		return refuse(reason.RefusedConfig, "why", "a revoke needs a deadline")
+	case cmd.For <= 0 || cmd.For > MaxTimeout:
+		return refuse(reason.RefusedConfig, "why", "a revoke needs a deadline of at most "+MaxTimeout.String())
 	}
 	g = c.group(cmd.Group)
-	g.Phase, g.RevokeAt, g.RevokeFor, g.Why, g.Since = PhaseRevoked, c.index, cmd.For, cmd.Why, c.at
+	g.Phase, g.RevokeAt, g.RevokeFor, g.Why, g.Since = PhaseRevoked, c.index, cmd.For, clipReason(cmd.Why), c.at
 	return Result{}
 }
 
@@ -147,7 +147,7 @@ func (c ctx) released(name ids.Group, inc ids.Incarnation, e ids.Epoch, why reas
 	if r := c.owns(name, inc, e); !r.OK() {
 		return r
 	}
-	c.free(c.group(name), why)
+	c.free(c.group(name), clipReason(why))
 	c.dropRemoved(name)
 	return Result{}
 }
@@ -180,7 +180,7 @@ func (c ctx) monitorFailed(cmd MonitorFailed) Result {
 		return refuse(reason.RefusedStale, "node", string(cmd.Inc.Node))
 	}
 	g.Phase, g.RevokeAt, g.RevokeFor, g.Since = PhaseRevoked, c.index, g.HeldStop, c.at
-	g.Why = reason.New(reason.MonitorFailed, "resource", string(cmd.Resource), "node", string(cmd.Inc.Node), "group", string(cmd.Group), "why", clip(cmd.Why))
+	g.Why = reason.New(reason.MonitorFailed, "resource", clip(string(cmd.Resource)), "node", string(cmd.Inc.Node), "group", string(cmd.Group), "why", clip(cmd.Why))
 	c.fail(cmd.Group, cmd.Inc.Node, cmd.Why, false)
 	return Result{}
 }

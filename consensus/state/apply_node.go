@@ -1,6 +1,7 @@
 package state
 
 import (
+	"encoding/hex"
 	"net/netip"
 	"slices"
 
@@ -31,7 +32,7 @@ func (c ctx) nodeAdmit(cmd NodeAdmit) Result {
 			return r
 		}
 	}
-	n := Node{Name: cmd.Name, Role: cmd.Role, Links: slices.Clone(cmd.Links), Admitted: c.index}
+	n := Node{Name: cmd.Name, Role: cmd.Role, Links: slices.Clone(cmd.Links), Admitted: c.index, Condemned: c.s.condemnedBefore(cmd.Name)}
 	nodes := slices.DeleteFunc(slices.Clone(c.s.Nodes), func(x Node) bool { return x.Name == cmd.Name })
 	nodes = append(nodes, n)
 	slices.SortFunc(nodes, func(a, b Node) int { return cmpString(string(a.Name), string(b.Name)) })
@@ -39,12 +40,24 @@ func (c ctx) nodeAdmit(cmd NodeAdmit) Result {
 	return Result{}
 }
 
+// condemnedBefore returns the boots that were condemned under a name that was removed since: a node
+// that is admitted again does not wash its boot clean (invariant I4).
+func (s *State) condemnedBefore(name ids.Node) []ids.Boot {
+	var out []ids.Boot
+	for i := range s.Fences {
+		if t := s.Fences[i].Target; t.Node == name && !slices.Contains(out, t.Boot) {
+			out = append(out, t.Boot)
+		}
+	}
+	return out
+}
+
 func checkLinks(s *State, cmd NodeAdmit) Result {
 	if len(cmd.Links) == 0 || len(cmd.Links) > MaxLinks {
 		return refuse(reason.RefusedConfig, "why", "a node needs 1 to 8 links")
 	}
 	for i, l := range cmd.Links {
-		if _, err := netip.ParseAddr(l.Addr); err != nil || l.Interface == "" || len(l.Interface) > 15 {
+		if a, err := netip.ParseAddr(l.Addr); err != nil || a.Zone() != "" || l.Interface == "" || len(l.Interface) > 15 {
 			return refuse(reason.RefusedConfig, "why", "link "+clip(l.Interface+"="+l.Addr)+" is not INTERFACE=ADDRESS")
 		}
 		for _, o := range cmd.Links[:i] {
@@ -80,7 +93,7 @@ func (c ctx) useToken(cmd NodeAdmit) Result {
 }
 
 func (c ctx) tokenMint(cmd TokenMint) Result {
-	if len(cmd.Hash) != 64 || slices.ContainsFunc(c.s.Tokens, func(t Token) bool { return t.Hash == cmd.Hash }) {
+	if b, err := hex.DecodeString(cmd.Hash); err != nil || len(b) != 32 || slices.ContainsFunc(c.s.Tokens, func(t Token) bool { return t.Hash == cmd.Hash }) {
 		return refuse(reason.RefusedToken, "why", "its hash is not a new SHA-256 in hex")
 	}
 	c.s.Tokens = bounded(append(slices.Clone(c.s.Tokens), Token{Hash: cmd.Hash, Expires: cmd.Expires, By: clip(cmd.By)}), MaxTokens)
@@ -121,11 +134,16 @@ func (c ctx) nodeUp(cmd NodeUp) Result {
 	if slices.Contains(old.Condemned, cmd.Boot) {
 		return refuse(reason.RefusedFenced, "node", string(cmd.Node))
 	}
-	if old.Up.Boot == cmd.Boot && old.Session == cmd.Session && !old.Left {
+	// A late announcement of an earlier boot, or of a process that left, must not take the place of
+	// the living one, and even less condemn the boot that owns now (rule 4).
+	if slices.Contains(old.Past, cmd.Boot) || (old.Left && old.Up.Boot == cmd.Boot && old.Session == cmd.Session) {
+		return refuse(reason.RefusedStale, "node", string(cmd.Node))
+	}
+	if old.Up.Boot == cmd.Boot && old.Session == cmd.Session {
 		return Result{} // the same announcement again, after an unknown outcome
 	}
 	uuid, err := fencing.CanonicalUUID(cmd.UUID)
-	if err != nil {
+	if err != nil || fencing.FillerUUID(uuid) {
 		uuid = "" // an unreadable identity is none: evidence that needs one is refused later
 	}
 	prev := *old
@@ -140,6 +158,9 @@ func (c ctx) nodeUp(cmd NodeUp) Result {
 	n := c.node(cmd.Node)
 	if n.Up.Boot != cmd.Boot {
 		n.TickIndex = 0
+		if n.Up.Boot != "" {
+			n.Past = bounded(append(slices.Clone(n.Past), n.Up.Boot), MaxCondemned)
+		}
 	}
 	// Renewals count from one in every process; TickIndex stays, since the ticks of all generations
 	// of a boot count for how long that boot may act (rule 2).

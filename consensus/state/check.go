@@ -47,6 +47,9 @@ func checkGroups(c *Config) error {
 		if len(g.Nodes) == 0 || len(g.Resources) == 0 || g.StartTimeout <= 0 || g.StopTimeout <= 0 {
 			return fmt.Errorf("group %s needs nodes, resources and timeouts", g.Name)
 		}
+		if g.StartTimeout > MaxTimeout || g.StopTimeout > MaxTimeout {
+			return fmt.Errorf("group %s: start_timeout and stop_timeout must be at most %v", g.Name, MaxTimeout)
+		}
 		for j, n := range g.Nodes {
 			if c.Node(n) == nil {
 				return fmt.Errorf("group %s names node %s, which is not under nodes", g.Name, n)
@@ -56,6 +59,9 @@ func checkGroups(c *Config) error {
 			}
 		}
 		for _, r := range g.Resources {
+			if r.ID == "" || r.Monitor < 0 || r.Monitor > MaxTimeout {
+				return fmt.Errorf("group %s: resource %q needs an id, and a monitor interval of at most %v", g.Name, r.ID, MaxTimeout)
+			}
 			if o, ok := owner[r.ID]; ok {
 				return fmt.Errorf("resource %s is in group %s and in group %s", r.ID, o, g.Name)
 			}
@@ -85,6 +91,9 @@ func Check(s State) []Violation {
 			bad("I1", "group %s: epoch %d, last %d, index %d", g.Name, g.Epoch, g.LastEpoch, s.Index)
 		}
 		if g.Epoch == 0 {
+			if s.Config.Group(g.Name) == nil {
+				bad("rule 7", "group %s is in no configuration and nobody owns it", g.Name)
+			}
 			continue
 		}
 		if o, ok := epochs[g.Epoch]; ok {
@@ -125,6 +134,9 @@ func checkNodesAndFences(s State) []Violation {
 		if f.Confirmed != 0 && f.Evidence == nil {
 			bad("I3", "fence %d is confirmed without evidence", f.ID)
 		}
+		if ev := f.Evidence; ev != nil && ((ev.Kind == Human && (ev.Operator == "" || ev.Why == "")) || (ev.Kind == Rebooted && (ev.NewBoot == "" || ev.NewBoot == f.Target.Boot))) {
+			bad("I3", "fence %d: %s without its facts", f.ID, ev.Kind)
+		}
 		if f.Evidence != nil && f.Evidence.Kind == PowerOff && powerOffProves(f, f.Evidence.Attempt) != "" {
 			bad("I3", "fence %d: %s", f.ID, powerOffProves(f, f.Evidence.Attempt))
 		}
@@ -160,10 +172,10 @@ func CheckStep(old, new State, cmd Command) []Violation {
 		n := new.Group(o.Name)
 		if n == nil {
 			if o.Epoch != 0 {
-				if _, ok := cmd.(Released); !ok {
-					if _, ok := cmd.(StartFailed); !ok {
-						bad("rule 7", "group %s left the state while %s owned it", o.Name, o.Owner)
-					}
+				switch cmd.(type) {
+				case Released, StartFailed, FenceConfirm:
+				default:
+					bad("rule 7", "group %s left the state while %s owned it", o.Name, o.Owner)
 				}
 			}
 			continue
@@ -181,6 +193,39 @@ func CheckStep(old, new State, cmd Command) []Violation {
 			bad("I2", "group %s went from %s to %s in one epoch", o.Name, o.Owner, n.Owner)
 		case o.Epoch == 0 && n.Epoch != 0 && n.Epoch <= o.LastEpoch:
 			bad("I1", "group %s: epoch %d does not rise above %d", o.Name, n.Epoch, o.LastEpoch)
+		case o.Epoch == 0 && n.Epoch != 0 && (old.IsCondemned(n.Owner.Node, n.Owner.Boot) || old.PendingPower(n.Owner.Node)):
+			bad("I4", "group %s was granted to %s, which is condemned or may still be hit by a power command", n.Name, n.Owner)
+		}
+	}
+	return append(v, checkStepNodes(old, new, cmd)...)
+}
+
+// checkStepNodes re-checks what one step may do to incarnations and fences.
+func checkStepNodes(old, new State, cmd Command) []Violation {
+	var v []Violation
+	bad := func(rule, f string, a ...any) { v = append(v, Violation{rule, fmt.Sprintf(f, a...)}) }
+	for i := range old.Nodes {
+		o := &old.Nodes[i]
+		n := new.Node(o.Name)
+		if n == nil {
+			continue
+		}
+		dead := slices.Contains(o.Condemned, n.Up.Boot)
+		switch {
+		case n.Up != o.Up && (dead || slices.Contains(o.Past, n.Up.Boot) || n.Up.Gen <= o.Up.Gen):
+			bad("rule 4", "node %s went from %s to %s, an older or a condemned life", o.Name, o.Up, n.Up)
+		case n.TickIndex > o.TickIndex && dead:
+			bad("I4", "node %s got a tick although its boot is condemned", o.Name)
+		}
+	}
+	for i := range new.Fences {
+		n := &new.Fences[i]
+		o := old.Fence(n.ID)
+		switch {
+		case o == nil && n.Operator == "" && len(old.Owned(n.Target.Node, n.Target.Boot)) == 0:
+			bad("I7", "fence %d: %s owned nothing", n.ID, n.Target)
+		case o != nil && !o.Open() && (n.Confirmed != o.Confirmed || n.Target != o.Target):
+			bad("I3", "fence %d changed after its proof by %T", n.ID, cmd)
 		}
 	}
 	return v

@@ -51,20 +51,25 @@ func Decode(b []byte) (Entry, error) {
 	if cmd == nil {
 		return Entry{}, fmt.Errorf("decode entry: kind %d is not known to this version: upgrade picket on this node", b[2])
 	}
-	env := struct {
-		At  int64 `json:"at"`
-		Cmd any   `json:"cmd"`
-	}{Cmd: cmd}
+	var env struct {
+		At  int64           `json:"at"`
+		Cmd json.RawMessage `json:"cmd"`
+	}
 	if err := strictJSON(b[3:], &env); err != nil {
 		return Entry{}, fmt.Errorf("decode entry of kind %d: %w", b[2], err)
 	}
-	if env.Cmd == nil {
-		return Entry{}, fmt.Errorf("decode entry of kind %d: no command", b[2])
+	if err := strictJSON(env.Cmd, cmd); err != nil {
+		return Entry{}, fmt.Errorf("decode entry of kind %d: command: %w", b[2], err)
 	}
 	return Entry{At: env.At, Cmd: deref(cmd)}, nil
 }
 
+// strictJSON parses one JSON object. A null, or nothing at all, is not one: it would leave v as it is,
+// and a command of zeros is not what somebody committed.
 func strictJSON(b []byte, v any) error {
+	if len(b) == 0 || b[0] != '{' {
+		return fmt.Errorf("not a JSON object")
+	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {

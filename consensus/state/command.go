@@ -93,8 +93,7 @@ type Tick struct {
 	K   uint64          `json:"k"`
 }
 
-// LeaseTick is the batch of renewals granted by one entry. An empty one only carries the commit
-// index to the followers.
+// LeaseTick is the batch of renewals granted by one entry.
 type LeaseTick struct {
 	Ticks []Tick `json:"ticks,omitempty"`
 }

@@ -19,13 +19,17 @@ import (
 const (
 	MaxNodes       = 16  // nodes in a cluster
 	MaxFences      = 64  // closed fences kept as history
-	MaxAttempts    = 32  // ended attempts kept per fence
-	MaxCondemned   = 128 // condemned boots remembered per node
-	MaxTokens      = 64  // unused join tokens
+	MaxAttempts    = 32  // attempts kept per fence, beside those under way and those that prove
+	MaxUnderWay    = 16  // attempts of one fence under way at once
+	MaxCondemned   = 128 // condemned boots, and past boots, remembered per node
+	MaxTokens      = 64  // join tokens kept, the newest
 	MaxNotes       = 64  // operator notes kept
 	MaxLinks       = 8   // links per node
 	MaxReason      = 512 // bytes of one free text in an entry
+	MaxArgs        = 16  // arguments of one reason
 	MaxGroupsLimit = 4096
+	// MaxTimeout bounds every start, stop and revoke: sums of durations stay far from overflowing.
+	MaxTimeout = time.Hour
 )
 
 // State is everything that the log decides.
@@ -84,6 +88,8 @@ type Node struct {
 	TickIndex uint64 `json:"tick_index"`
 	// Condemned are the boots with an intent, open or closed, newest last (invariant I4).
 	Condemned []ids.Boot `json:"condemned,omitempty"`
+	// Past are the boots that a NodeUp of a later one replaced, newest last: they never come back.
+	Past []ids.Boot `json:"past,omitempty"`
 }
 
 // Phase says how far the owner of a group has come, as the log knows it.

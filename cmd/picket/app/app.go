@@ -4,6 +4,7 @@ package app
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -188,7 +189,7 @@ func (n *Node) startDriver() (uint64, error) {
 		return 0, fmt.Errorf("read %s: %w", timingFile, err)
 	}
 	n.raft, err = raftnode.Open(raftnode.Options{Name: n.self, Dir: filepath.Join(n.opt.StateDir, raftDir), Timing: timing, Mesh: n.mesh, FSM: n.fsm,
-		Logger: n.log, Fatal: n.Fatal, OnLeader: func(bool, uint64) { n.driver.Poke() }})
+		Logger: slog.New(quieter{n.log.Handler()}), Fatal: n.Fatal, OnLeader: func(bool, uint64) { n.driver.Poke() }})
 	if err != nil {
 		return 0, err
 	}
@@ -279,6 +280,7 @@ func (n *Node) followPeers() error {
 			return nil
 		case <-n.changed:
 			n.refreshPeers()
+			n.keepPeers()
 			n.refreshTiming()
 		}
 	}
@@ -289,6 +291,22 @@ func (n *Node) refreshPeers() {
 	n.mesh.SetPeers(meshPeers(peers))
 	if err := n.udp.SetPeers(udpPeers(peers)); err != nil {
 		n.log.Error("the peers' addresses could not be taken over", "err", err)
+	}
+}
+
+// keepPeers writes the addresses of the others beside the log. After a restart a node knows of its own
+// log only what a leader has told it is committed: without this it would not know whom to ask.
+func (n *Node) keepPeers() {
+	s := n.fsm.State()
+	if s.Node(n.self) == nil {
+		return
+	}
+	b, err := json.Marshal(peersOf(n.self, s, nil))
+	if err == nil {
+		err = config.WriteFile(filepath.Join(n.opt.StateDir, peersFile), b, 0o600)
+	}
+	if err != nil {
+		n.log.Error("the peers' addresses could not be kept for the next start", "err", err)
 	}
 }
 

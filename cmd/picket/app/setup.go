@@ -171,7 +171,7 @@ func Init(ctx context.Context, o config.InitOptions) (config.InitResult, error) 
 	if err != nil {
 		return res, err
 	}
-	node := config.Node{Cluster: o.Cluster, ClusterID: ca.ClusterID, Name: o.Name, Role: config.RoleMember, Links: o.Links, Port: o.Port}
+	node := config.Node{Cluster: o.Cluster, ClusterID: ca.ClusterID, Name: o.Name, Role: config.RoleMember, Links: o.Links, Port: o.Port, Group: config.DefaultGroup, LogLevel: "info"}
 	if err := st.land(node); err != nil {
 		return res, err
 	}
@@ -233,7 +233,7 @@ func Join(ctx context.Context, o config.JoinOptions) (config.JoinResult, error) 
 	if err := st.json(peersFile, rep.Peers); err != nil {
 		return res, err
 	}
-	node := config.Node{Cluster: rep.Cluster, ClusterID: id.ClusterID(), Name: o.Name, Role: o.Role, Links: o.Links, Port: o.Port}
+	node := config.Node{Cluster: rep.Cluster, ClusterID: id.ClusterID(), Name: o.Name, Role: o.Role, Links: o.Links, Port: o.Port, Group: config.DefaultGroup, LogLevel: "info"}
 	if err := st.land(node); err != nil {
 		return res, err
 	}

@@ -1,10 +1,8 @@
 package raftnode
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -67,11 +65,10 @@ func openStore(o *Options) (*store, uint64, error) {
 			return nil, 0, err
 		}
 	}
-	bolt, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: openTimeout}})
+	in, err := openBolt(path)
 	if err != nil {
 		return nil, 0, fmt.Errorf("open the store %s: %w", path, err)
 	}
-	var in inner = bolt
 	if o.wrap != nil {
 		in = o.wrap(in)
 	}
@@ -82,6 +79,10 @@ func openStore(o *Options) (*store, uint64, error) {
 	return s, id.Starts, nil
 }
 
+func openBolt(path string) (inner, error) {
+	return raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: openTimeout}})
+}
+
 // createDB makes an empty store under another name first: a crash leaves either none or a whole one.
 func createDB(dir string) error {
 	path := filepath.Join(dir, dbName)
@@ -90,9 +91,8 @@ func createDB(dir string) error {
 		err = nil
 	}
 	if err == nil {
-		var b *raftboltdb.BoltStore
-		b, err = raftboltdb.New(raftboltdb.Options{Path: path + ".new", BoltOptions: &bbolt.Options{Timeout: openTimeout}})
-		if err == nil {
+		var b inner
+		if b, err = openBolt(path + ".new"); err == nil {
 			err = b.Close()
 		}
 	}
@@ -142,109 +142,6 @@ func (s *store) start(dir string, id *identity, empty bool) error {
 	}
 	id.Opening = false
 	return id.write(dir)
-}
-
-// inspect checks the file below raft-boltdb: both meta pages, bbolt's own consistency check, and the
-// names of buckets and keys, since a damaged key would read as "not found". empty is true for a store
-// that never held anything.
-func inspect(path, node string) (empty bool, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = damaged(path, node, fmt.Sprint(p))
-		}
-	}()
-	if err := checkMetas(path, node); err != nil {
-		return false, err
-	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: openTimeout})
-	if err != nil {
-		return false, damaged(path, node, err.Error())
-	}
-	defer db.Close()
-	empty = true
-	err = db.View(func(tx *bbolt.Tx) error {
-		var first error
-		for cerr := range tx.Check() { // reads to the end: the checker's goroutine would leak
-			if first == nil {
-				first = cerr
-			}
-		}
-		if first != nil {
-			return first
-		}
-		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
-			return b.ForEach(func(k, _ []byte) error {
-				empty = false
-				return checkKey(string(name), k)
-			})
-		})
-	})
-	if err != nil {
-		return false, damaged(path, node, err.Error())
-	}
-	return empty, nil
-}
-
-func checkKey(bucket string, k []byte) error {
-	switch bucket {
-	case "logs":
-		if len(k) == 8 {
-			return nil
-		}
-	case "conf":
-		switch string(k) {
-		case keyTerm, keyVoteTerm, keyVoteFor, keyStarts, keyStore:
-			return nil
-		}
-	}
-	return fmt.Errorf("unknown key %q in %q", k, bucket)
-}
-
-// Layout of a bbolt meta page (bbolt internal/common/meta.go and page.go): a 16-byte page header,
-// then the meta, in host byte order.
-const (
-	metaAt      = 16
-	metaLen     = 56
-	metaPageAt  = metaAt + 8
-	metaTxAt    = metaAt + 48
-	metaSumAt   = metaAt + metaLen
-	metaEnd     = metaSumAt + 8
-	maxPageSize = 64 << 10
-)
-
-// checkMetas refuses a file one of whose two meta pages is broken. bbolt itself would fall back to
-// the other one, that is, silently forget the newest transaction: a vote, or an acknowledged entry.
-// The meta lies in one sector, so a power cut does not tear it.
-func checkMetas(path, node string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open the store: %w", err)
-	}
-	defer f.Close()
-	size := int64(os.Getpagesize())
-	var tx [2]uint64
-	for i := range tx {
-		b := make([]byte, metaEnd)
-		if _, err := f.ReadAt(b, int64(i)*size); err != nil {
-			return damaged(path, node, fmt.Sprintf("meta page %d cannot be read: %v", i, err))
-		}
-		h := fnv.New64a()
-		h.Write(b[metaAt:metaSumAt])
-		if h.Sum64() != binary.NativeEndian.Uint64(b[metaSumAt:]) {
-			return damaged(path, node, fmt.Sprintf("the checksum of meta page %d does not fit", i))
-		}
-		if i == 0 {
-			size = int64(binary.NativeEndian.Uint32(b[metaPageAt:]))
-			if size < 512 || size > maxPageSize {
-				return damaged(path, node, fmt.Sprintf("its page size is %d", size))
-			}
-		}
-		tx[i] = binary.NativeEndian.Uint64(b[metaTxAt:])
-	}
-	if tx[0]+1 != tx[1] && tx[1]+1 != tx[0] {
-		return damaged(path, node, fmt.Sprintf("its meta pages are of transactions %d and %d, not neighbours", tx[0], tx[1]))
-	}
-	return nil
 }
 
 // checkLog reads every entry once and checks that nothing is missing between the newest snapshot

@@ -180,7 +180,26 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 	if t.stalled() {
 		return nil, errStalled
 	}
-	return t.NetworkTransport.AppendEntriesPipeline(id, target)
+	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	return &pipeline{p, t}, nil
+}
+
+// pipeline falls silent with its leader's disk: raft sends an empty request every CommitTimeout here,
+// and followers take that for a heartbeat.
+type pipeline struct {
+	raft.AppendPipeline
+	t *transport
+}
+
+// AppendEntries sends entries without waiting for the answer.
+func (p *pipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if p.t.stalled() {
+		return nil, errStalled
+	}
+	return p.AppendPipeline.AppendEntries(req, resp)
 }
 
 // RequestVote asks for a vote. Asking twice is harmless: a voter repeats its answer.

@@ -193,6 +193,9 @@ func (c CA) SignNode(csrPEM []byte, name ids.Node, role string, now time.Time, l
 	if life <= 0 {
 		life = NodeLife
 	}
+	if now.Before(ca.NotBefore) { // the clock of this node is wrong; the certificate must work all the same
+		now = ca.NotBefore.Add(backdate)
+	}
 	tmpl := &x509.Certificate{
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: string(name), OrganizationalUnit: []string{role}, Organization: []string{ca.Subject.CommonName}},

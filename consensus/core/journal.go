@@ -20,6 +20,9 @@ func (c *Core) journal(kind string, index uint64, r reason.Reason, subject, text
 
 // explain tells what an applied entry did, in the words an operator uses.
 func (c *Core) explain(e Applied) {
+	if c.life == lifeCatchUp && !c.lead.is {
+		return // history, told when it happened
+	}
 	if !e.Result.OK() {
 		if _, ok := e.Entry.Cmd.(state.LeaseTick); !ok {
 			c.journal("refused", e.Index, e.Result.Refused, "", fmt.Sprintf("refused %T: %s", e.Entry.Cmd, e.Result.Refused.Text()))

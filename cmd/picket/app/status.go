@@ -336,9 +336,13 @@ func (n *Node) FenceHistory(context.Context) ([]control.FenceRecord, error) {
 		r := control.FenceRecord{Intent: f.ID, Node: string(f.Target.Node), BootID: string(f.Target.Boot), Code: string(f.Reason.Code), Text: f.Reason.Text(),
 			State: "open", Opened: at(f.At), Operator: f.Operator, Attempts: []control.FenceAttempt{}}
 		for _, a := range f.Attempts {
-			x := control.FenceAttempt{Device: a.Device, Executor: string(a.Executor), Outcome: "running", Began: at(a.At)}
+			level := 0
+			if d := (&state.NodeConfig{Fence: f.Devices}).Device(a.Device); d != nil {
+				level = d.Level
+			}
+			x := control.FenceAttempt{Device: a.Device, Level: level, Executor: string(a.Executor), Outcome: "running", Began: at(a.At)}
 			if a.Report != nil {
-				x.Outcome, x.Text, x.TookMS = string(a.Report.Outcome), string(a.Op)+": "+a.Report.Detail, a.Report.Took.Milliseconds()
+				x.Outcome, x.Text, x.TookMS = string(a.Report.Outcome), a.Report.Detail, a.Report.Took.Milliseconds()
 			}
 			r.Attempts = append(r.Attempts, x)
 		}

@@ -23,8 +23,11 @@ type local struct {
 	// since is when the grant was applied here, or the process started on what the record names: a start
 	// needs a renewal sent later, and the lease of what runs counts from it at the earliest.
 	since time.Duration
-	// mayRun: an earlier process of this boot may have left it running.
+	// mayRun: an earlier process of this boot may have left it running. It holds until every resource
+	// was taken over: the runner itself would stop only those that it has got to.
 	mayRun bool
+	// failed is why taking it over failed, while all of it is stopped, verified.
+	failed string
 	// stray: it is stopped only to be sure, before the node announces itself.
 	stray bool
 	// stopping once begun is finished (rule 14); final: nothing is ever run under this epoch again (rule 4).
@@ -159,6 +162,13 @@ func (c *Core) driveGroup(l *local) {
 	case l.stopping:
 		c.driveStop(l, phase)
 	case g == nil || g.Owner != c.inc || g.Epoch != l.epoch:
+	case l.mayRun && phase == resources.PhaseStartFailed:
+		l.mayRun, l.failed = false, l.runner.Failure()
+		l.runner.MarkUnknown(c.now)
+		c.run(l, l.runner.Stop(c.now))
+	case phase == resources.PhaseStopped && l.failed != "":
+		l.final = true
+		c.say("group/"+string(l.name), state.StartFailed{Group: l.name, Inc: c.inc, Epoch: l.epoch, Why: l.failed})
 	case phase == resources.PhaseStopped:
 		if c.life == lifeUp && c.own.MayStart(c.now, l.since, c.st.Index) {
 			c.startGroup(l)
@@ -169,8 +179,11 @@ func (c *Core) driveGroup(l *local) {
 	case phase == resources.PhaseStopFailed:
 		l.stopping, l.why = true, reason.New(reason.StopFailed, "node", string(c.opt.Self), "group", string(l.name), "why", l.runner.Failure())
 		c.driveStop(l, phase)
-	case phase == resources.PhaseRunning && g.Phase == state.PhaseGranted:
-		c.say("started/"+string(l.name), state.Started{Group: l.name, Inc: c.inc, Epoch: l.epoch})
+	case phase == resources.PhaseRunning:
+		l.mayRun = false
+		if g.Phase == state.PhaseGranted {
+			c.say("started/"+string(l.name), state.Started{Group: l.name, Inc: c.inc, Epoch: l.epoch})
+		}
 	}
 	for _, m := range l.runner.MonitorFailures() {
 		if !l.stopping && !l.final {
@@ -181,9 +194,7 @@ func (c *Core) driveGroup(l *local) {
 
 // startGroup writes down what may run from now on, and starts it.
 func (c *Core) startGroup(l *local) {
-	adopt := l.mayRun
-	l.mayRun = false
-	reqs := l.runner.Start(c.now, l.epoch, adopt)
+	reqs := l.runner.Start(c.now, l.epoch, l.mayRun)
 	c.record()
 	c.run(l, reqs)
 }

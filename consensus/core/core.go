@@ -46,7 +46,7 @@ type Core struct {
 	leader  ids.Node
 	term    uint64
 	servers []Server
-	refused map[ids.Node]bool
+	refused map[ids.Node]*refusal
 
 	// The node's own life.
 	life    life
@@ -87,7 +87,7 @@ const (
 // New returns the core of a process that has just started.
 func New(o Options) *Core {
 	t, _ := state.Profile("default")
-	c := &Core{opt: o, now: o.Now, timing: t, paths: map[ids.Node]bool{}, refused: map[ids.Node]bool{},
+	c := &Core{opt: o, now: o.Now, timing: t, paths: map[ids.Node]bool{}, refused: map[ids.Node]*refusal{},
 		reports: map[string]*report{}, groups: map[ids.Group]*local{}, attempt: map[attemptKey]*attempt{},
 		gates: map[uint64]gate{}, devices: map[string]plan.DeviceFact{}, marks: newMarks()}
 	c.inc = ids.Incarnation{Node: o.Self, Boot: o.Boot}
@@ -95,6 +95,7 @@ func New(o Options) *Core {
 	c.configure()
 	for _, e := range o.Record {
 		c.groups[e.Group] = newLocal(e.Group, e.Epoch, e.Held, e.Start, e.Stop, o.Now, true)
+		c.groups[e.Group].grace = e.Grace
 	}
 	return c
 }
@@ -154,7 +155,7 @@ func (c *Core) stepOther(ev Event) {
 		c.lead.settled = c.now
 		c.journal("node", 0, reason.New(reason.LoopLate, "late", ms(e.By), "limit", ms(max(c.timing.Interval/2, 50*time.Millisecond))), string(c.opt.Self), "")
 	case Refused:
-		c.refused[e.Peer] = e.Is
+		c.refusal(e)
 	case Servers:
 		c.servers = e.List
 	case MembershipDone:
@@ -290,6 +291,31 @@ func (c *Core) beat(e Beat) {
 		c.lead.dirty = true
 	}
 	c.marks.heard(c.st, e.Beat.From, e.Beat.Boot)
+	if r := c.refused[e.Beat.From]; r != nil && r.over {
+		delete(c.refused, e.Beat.From)
+	}
+}
+
+// refusal is a peer whose kernel refuses connections, or did and has not been heard since.
+type refusal struct {
+	at   time.Duration
+	over bool // it accepts connections again
+}
+
+// refusal notes a peer's refusals. One that accepts connections again has a daemon that has only just
+// started: its grace goes on until it is heard, or it would be called lost on the very moment it is back.
+func (c *Core) refusal(e Refused) {
+	r := c.refused[e.Peer]
+	switch p := c.det.Peer(c.now, e.Peer); {
+	case e.Is && r == nil:
+		c.refused[e.Peer] = &refusal{at: c.now}
+	case e.Is:
+		r.over = false
+	case r != nil && p.Ever && c.now-p.Age > r.at:
+		delete(c.refused, e.Peer)
+	case r != nil:
+		r.over = true
+	}
 }
 
 // Content is what the next heartbeat to a peer carries. Seq is the caller's.
@@ -304,10 +330,8 @@ func (c *Core) Report(now time.Duration) heartbeat.Beat {
 	now = max(now, c.now)
 	b := heartbeat.Beat{From: c.opt.Self, Boot: c.opt.Boot, Start: c.opt.Start, Gen: c.inc.Gen, Session: c.opt.Session,
 		Applied: c.st.Index, LastIndex: c.st.Index, Leaving: c.life >= lifeLeaving, Silent: c.silent}
-	for n, is := range c.refused {
-		if is {
-			b.Refused = append(b.Refused, n)
-		}
+	for n := range c.refused {
+		b.Refused = append(b.Refused, n)
 	}
 	sort.Slice(b.Refused, func(i, j int) bool { return b.Refused[i] < b.Refused[j] })
 	if b.Links = c.det.Links(now); len(b.Links) > heartbeat.MaxLinks {

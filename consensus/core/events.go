@@ -186,6 +186,9 @@ type RunEntry struct {
 	Held  []state.ResourceConfig `json:"held"`
 	Start time.Duration          `json:"start"`
 	Stop  time.Duration          `json:"stop"`
+	// Grace is how long the next process of this boot may leave it running without a grant, while it
+	// does not know the configuration yet.
+	Grace time.Duration `json:"grace"`
 }
 
 // Run asks for one resource operation; exactly one Ran with the same Serial answers it.

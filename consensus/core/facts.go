@@ -125,7 +125,7 @@ func (c *Core) facts() plan.Facts {
 
 func (c *Core) nodeFact(n *state.Node) plan.NodeFact {
 	p := c.det.Peer(c.now, n.Name)
-	f := plan.NodeFact{Name: n.Name, Ever: p.Ever, Silent: p.Silent, Age: p.Age, Boot: p.Beat.Boot, Refused: c.refused[n.Name],
+	f := plan.NodeFact{Name: n.Name, Ever: p.Ever, Silent: p.Silent, Age: p.Age, Boot: p.Beat.Boot, Refused: c.refused[n.Name] != nil,
 		TickAge: -1, Voter: c.isVoter(n.Name)}
 	if !p.Silent {
 		delete(c.marks.silent, n.Name)

@@ -28,6 +28,8 @@ type local struct {
 	mayRun bool
 	// failed is why taking it over failed, while all of it is stopped, verified.
 	failed string
+	// grace is the record's word on how long it may run without a grant; zero if it is not of a record.
+	grace time.Duration
 	// stray: it is stopped only to be sure, before the node announces itself.
 	stray bool
 	// stopping once begun is finished (rule 14); final: nothing is ever run under this epoch again (rule 4).
@@ -129,7 +131,11 @@ func (c *Core) selfStop() {
 		if l.stray || l.stopping || l.final {
 			continue
 		}
-		if c.now >= c.own.StopBy(l.since) {
+		by := c.own.StopBy(l.since)
+		if l.grace > 0 && c.st.Revision == 0 {
+			by = min(by, l.since+l.grace) // the log is not replayed yet: the lease is the one recorded
+		}
+		if c.now >= by {
 			why := reason.New(reason.LeaseLost, "node", string(c.opt.Self))
 			c.journal("lease", 0, why, string(name), "")
 			c.stop(l, why)
@@ -231,7 +237,11 @@ func (c *Core) record() {
 	var out []RunEntry
 	for _, name := range c.names() {
 		if l := c.groups[name]; !l.stray && !l.final && !l.atRest() {
-			out = append(out, RunEntry{Group: l.name, Epoch: l.epoch, Held: l.held, Start: l.start, Stop: l.stopTimeout})
+			grace := c.timing.Lease - c.timing.StopBudget
+			if l.grace > 0 && c.st.Revision == 0 {
+				grace = l.grace
+			}
+			out = append(out, RunEntry{Group: l.name, Epoch: l.epoch, Held: l.held, Start: l.start, Stop: l.stopTimeout, Grace: grace})
 		}
 	}
 	c.do(Record{out})

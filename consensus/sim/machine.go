@@ -144,6 +144,14 @@ func (m *machine) kill() {
 	if m.proc != nil {
 		m.proc.dead = true
 		m.proc = nil
+		// Connections to a dead daemon break at once.
+		for _, o := range m.w.machines {
+			m.w.after(m.w.between(5*time.Millisecond, 60*time.Millisecond), func() {
+				if p := o.proc; p != nil {
+					p.deliver(p.probe)
+				}
+			})
+		}
 	}
 }
 
@@ -298,6 +306,8 @@ func (p *process) act(a core.Action) {
 		p.power(a)
 	case core.GateAnswer:
 		p.gateAnswer(a)
+	case core.Push:
+		p.raft.replicate()
 	case core.StepDown:
 		p.raft.transfer()
 	case core.Kick:

@@ -121,8 +121,8 @@ type nameAddr string
 func (nameAddr) Network() string  { return "picket" }
 func (a nameAddr) String() string { return string(a) }
 
-// transport adds three things to raft's network transport. Heartbeats and votes that one link does
-// not answer at once also go over the next link: a cut cable then costs tens of milliseconds, which
+// transport adds three things to raft's network transport. Heartbeats go over every
+// live link, and votes that one link does not answer at once also over the next: a cut cable then costs tens of milliseconds, which
 // the leader lease survives, instead of a TCP timeout, which it does not. The answers say how far
 // each follower is. And a leader whose disk hangs falls silent: its heartbeats would otherwise keep
 // the others from electing one that works.
@@ -161,7 +161,7 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, r
 	heartbeat := req.PrevLogEntry == 0 && req.PrevLogTerm == 0 && len(req.Entries) == 0 && req.LeaderCommitIndex == 0
 	var err error
 	if heartbeat {
-		err = overLinks(t, target, resp, func(a raft.ServerAddress, r *raft.AppendEntriesResponse) error {
+		err = overLinks(t, target, true, resp, func(a raft.ServerAddress, r *raft.AppendEntriesResponse) error {
 			return t.NetworkTransport.AppendEntries(id, a, req, r)
 		})
 	} else {
@@ -204,7 +204,7 @@ func (p *pipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.Appe
 
 // RequestVote asks for a vote. Asking twice is harmless: a voter repeats its answer.
 func (t *transport) RequestVote(id raft.ServerID, target raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
-	return overLinks(t, target, resp, func(a raft.ServerAddress, r *raft.RequestVoteResponse) error {
+	return overLinks(t, target, false, resp, func(a raft.ServerAddress, r *raft.RequestVoteResponse) error {
 		return t.NetworkTransport.RequestVote(id, a, req, r)
 	})
 }
@@ -212,7 +212,7 @@ func (t *transport) RequestVote(id raft.ServerID, target raft.ServerAddress, req
 // RequestPreVote asks whether a vote would be given.
 func (t *transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, req *raft.RequestPreVoteRequest,
 	resp *raft.RequestPreVoteResponse) error {
-	return overLinks(t, target, resp, func(a raft.ServerAddress, r *raft.RequestPreVoteResponse) error {
+	return overLinks(t, target, false, resp, func(a raft.ServerAddress, r *raft.RequestPreVoteResponse) error {
 		return t.NetworkTransport.RequestPreVote(id, a, req, r)
 	})
 }
@@ -231,15 +231,20 @@ type reply[R any] struct {
 }
 
 // overLinks makes an idempotent call over the best link, and over the next one too when that is
-// silent for t.hedge or fails. The first success counts.
-func overLinks[R any](t *transport, target raft.ServerAddress, resp *R, call func(raft.ServerAddress, *R) error) error {
+// silent for t.hedge or fails; with all, over every live link at once. The first success counts. A
+// link that stays silent after another has answered is suspect: that closes the connections over it,
+// among them the one that raft sends its entries on.
+func overLinks[R any](t *transport, target raft.ServerAddress, all bool, resp *R, call func(raft.ServerAddress, *R) error) error {
 	peer := ids.Node(target)
-	links := t.m.LinksTo(peer)
+	links, alive := t.m.LinksTo(peer)
 	if len(links) < 2 || t.hedges.Load() >= maxHedges {
 		return call(target, resp)
 	}
 	replies := make(chan reply[R], len(links))
-	send := func(i int) {
+	silent := map[int]bool{}
+	send := func() {
+		i := len(silent)
+		silent[i] = true
 		t.hedges.Add(1)
 		t.wg.Go(func() {
 			defer t.hedges.Add(-1)
@@ -248,32 +253,31 @@ func overLinks[R any](t *transport, target raft.ServerAddress, resp *R, call fun
 			replies <- reply[R]{i, r, err}
 		})
 	}
+	for send(); all && len(silent) < alive; {
+		send()
+	}
 	timer := time.NewTimer(t.hedge)
 	defer timer.Stop()
-	send(0)
-	started, open := 1, 1
-	firstOpen := true
-	var last error
+	started, open := len(silent), len(silent)
 	for {
 		select {
 		case <-timer.C:
 		case r := <-replies:
 			open--
-			firstOpen = firstOpen && r.link != 0
+			silent[r.link] = false
 			if r.err == nil {
 				*resp = *r.resp
-				if firstOpen {
-					t.wg.Go(func() { t.judge(peer, links[0], func() bool { return waitFor(replies, open, 3*t.hedge) }) })
+				if open > 0 {
+					t.wg.Go(func() { judge(t, peer, links, silent, open, replies) })
 				}
 				return nil
 			}
-			last = r.err
 			if open == 0 && started == len(links) {
-				return last
+				return r.err
 			}
 		}
 		if started < len(links) {
-			send(started)
+			send()
 			started++
 			open++
 			timer.Reset(t.hedge)
@@ -281,27 +285,24 @@ func overLinks[R any](t *transport, target raft.ServerAddress, resp *R, call fun
 	}
 }
 
-// waitFor reports whether the first link answers after all.
-func waitFor[R any](replies <-chan reply[R], open int, d time.Duration) bool {
-	timer := time.NewTimer(d)
+// judge waits a little longer for the links that another one has outrun, and gives up on those that
+// say nothing at all: an error is an answer.
+func judge[R any](t *transport, peer ids.Node, links []string, silent map[int]bool, open int, replies <-chan reply[R]) {
+	timer := time.NewTimer(max(3*t.hedge, 100*time.Millisecond))
 	defer timer.Stop()
-	for ; open > 0; open-- {
+	for open > 0 {
 		select {
 		case r := <-replies:
-			if r.link == 0 {
-				return true // an answer or an error: either way not silent
-			}
+			open--
+			silent[r.link] = false
 		case <-timer.C:
-			return false
+			for i, l := range links {
+				if silent[i] {
+					t.m.Suspect(peer, l)
+				}
+			}
+			return
 		}
-	}
-	return true
-}
-
-// judge gives up on a link that stays silent while another one has answered.
-func (t *transport) judge(peer ids.Node, link string, answered func() bool) {
-	if !answered() {
-		t.m.Suspect(peer, link)
 	}
 }
 

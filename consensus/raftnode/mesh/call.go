@@ -308,7 +308,7 @@ func readAnswer(resp *http.Response, limit int64) ([]byte, error) {
 // 100 ms, or fails, the same request also goes over the next link, and the first answer counts; a
 // silent link is then suspect, and its connections are closed.
 func (c *Caller) CallIdempotent(ctx context.Context, to ids.Node, method string, body []byte) ([]byte, error) {
-	links := c.m.LinksTo(to)
+	links, _ := c.m.LinksTo(to)
 	if len(links) < 2 {
 		return c.Call(ctx, to, method, body)
 	}

@@ -50,6 +50,12 @@ func (m *Mesh) pathsLocked(peer ids.Node) []path {
 
 // paths returns the ways to a peer, best first: up, unknown, then dead or suspect as a last resort.
 func (m *Mesh) paths(peer ids.Node) []path {
+	ps, _ := m.ranked(peer)
+	return ps
+}
+
+// ranked returns the ways to a peer, best first, and how many of them are not dead or suspect.
+func (m *Mesh) ranked(peer ids.Node) ([]path, int) {
 	now := time.Now()
 	m.mu.Lock()
 	ps := m.pathsLocked(peer)
@@ -69,18 +75,26 @@ func (m *Mesh) paths(peer ids.Node) []path {
 		}
 	}
 	slices.SortStableFunc(ps, func(a, b path) int { return cmp.Compare(rank[a], rank[b]) })
-	return ps
+	alive := slices.IndexFunc(ps, func(p path) bool { return rank[p] == RankDead })
+	if alive < 0 {
+		alive = len(ps)
+	}
+	return ps, alive
 }
 
-// LinksTo returns the names of the links that lead to a peer, best first.
-func (m *Mesh) LinksTo(peer ids.Node) []string {
-	var out []string
-	for _, p := range m.paths(peer) {
-		if !slices.Contains(out, p.link) {
-			out = append(out, p.link)
+// LinksTo returns the names of the links that lead to a peer, best first, and how many of them are
+// neither dead nor suspect.
+func (m *Mesh) LinksTo(peer ids.Node) (links []string, alive int) {
+	ps, n := m.ranked(peer)
+	for i, p := range ps {
+		if !slices.Contains(links, p.link) {
+			links = append(links, p.link)
+			if i < n {
+				alive++
+			}
 		}
 	}
-	return out
+	return links, alive
 }
 
 // Dial connects to a peer with one of the mutual protocols over the best link that answers. Each

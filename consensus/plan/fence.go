@@ -114,7 +114,7 @@ func pursue(s state.State, f Facts, v nodeViews, x *nodeView, fe *state.Fence) [
 		}
 		return nil
 	}
-	if fe.NoPower && !(x.fact.Ever && x.fact.Silent && x.fact.Agreed) {
+	if fe.NoPower && !x.gone(f, timing(s)) {
 		return nil // the new boot is expected to speak: no command is needed
 	}
 	return nextAttempt(s, f, v, x, fe, ff)
@@ -134,7 +134,12 @@ func proven(s *state.State, fe *state.Fence) (state.Evidence, bool) {
 // quiet reports whether nothing authenticated of the condemned boot has arrived for two heartbeat
 // intervals: a machine that talks is not off, whatever its BMC says (rule 9).
 func quiet(s state.State, x *nodeView, fe *state.Fence) bool {
-	if !x.fact.Ever || x.fact.Boot != fe.Target.Boot {
+	if !x.fact.Ever {
+		// This process never heard it. If another does, and no later boot has announced itself, what it
+		// hears is the boot that should be dead.
+		return !x.fact.Others || x.node.Up.Boot != fe.Target.Boot
+	}
+	if x.fact.Boot != fe.Target.Boot {
 		return true
 	}
 	return x.fact.Age >= 2*timing(s).Interval && !x.fact.Others
@@ -142,7 +147,16 @@ func quiet(s state.State, x *nodeView, fe *state.Fence) bool {
 
 // nextAttempt begins the next power attempt when none is under way and the pause is over.
 func nextAttempt(s state.State, f Facts, v nodeViews, x *nodeView, fe *state.Fence, ff FenceFact) []Op {
-	if len(fe.Devices) == 0 {
+	if len(fe.Devices) == 0 || s.NewBootOwns(fe) {
+		return nil
+	}
+	under := 0
+	for _, a := range fe.Attempts {
+		if a.End == 0 {
+			under++
+		}
+	}
+	if under >= state.MaxUnderWay {
 		return nil
 	}
 	for _, a := range fe.Attempts {

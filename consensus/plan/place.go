@@ -68,7 +68,7 @@ func (p *placement) place(s state.State, f Facts, v nodeViews) {
 	p.wait = p.waits(s, f, v, order)
 	for i := range p.nodes {
 		if p.nodes[i].Is != "excluded" {
-			p.nodes[i].Reason = reason.New(reason.PreferredNode, "node", string(p.nodes[i].Node))
+			p.nodes[i].Reason = reason.New(reason.Eligible, "node", string(p.nodes[i].Node))
 		}
 		if p.nodes[i].Is == "chosen" {
 			p.nodes[i].Reason = p.why
@@ -132,6 +132,8 @@ func exclusion(s state.State, v nodeViews, g *state.Group, name ids.Node) reason
 		return reason.New(reason.NodeLost, "node", n, "why", x.lostWhy())
 	case s.PendingPower(name):
 		return reason.New(reason.LateAttempt, "node", n)
+	case x.doomed || powerMayCome(s, name):
+		return reason.New(reason.NodeFencing, "node", n)
 	}
 	for _, fl := range g.Failures {
 		if fl.Node == name && (fl.Start || fl.Count >= state.FailureLimit) {
@@ -139,6 +141,18 @@ func exclusion(s state.State, v nodeViews, g *state.Group, name ids.Node) reason
 		}
 	}
 	return reason.Reason{}
+}
+
+// powerMayCome reports whether an earlier boot of the node is not proven dead yet and has a fence device:
+// the machine may have to be switched off for it, which is refused once its new boot owns something.
+// The proof by the new boot's own packet takes one heartbeat; until then it gets nothing.
+func powerMayCome(s state.State, name ids.Node) bool {
+	for i := range s.Fences {
+		if f := &s.Fences[i]; f.Open() && f.Target.Node == name && len(f.Devices) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (x nodeView) lostWhy() string {

@@ -150,6 +150,7 @@ func Decide(s state.State, f Facts) Plan {
 	v := view(s, f)
 	p := Plan{Nodes: v.views()}
 	p.Ops = append(p.Ops, fences(s, f, v)...)
+	v.doom(p.Ops)
 	places := placements(s, f, v)
 	p.Ops = append(p.Ops, releases(s, f, v, places)...)
 	p.Ops = append(p.Ops, grants(s, places)...)

@@ -31,7 +31,7 @@ func groupViews(s state.State, f Facts, v nodeViews, places []placement) []Group
 }
 
 func excludes(r reason.Reason) bool {
-	return r.Code != reason.PreferredNode && r.Code != reason.OnlyCandidate && r.Code != reason.Moved
+	return r.Code != reason.Eligible && r.Code != reason.PreferredNode && r.Code != reason.OnlyCandidate && r.Code != reason.Moved
 }
 
 func (p *placement) stands(s state.State, f Facts, v nodeViews) (string, reason.Reason) {
@@ -136,7 +136,7 @@ func conditions(s state.State, f Facts, v nodeViews, groups []GroupView) []Condi
 		}
 	}
 	for _, g := range groups {
-		if g.State == "held" || g.State == "failed" {
+		if (g.State == "held" || g.State == "failed") && !told(out, g.Reason) {
 			add(string(g.Name), g.Reason)
 		}
 	}
@@ -156,6 +156,12 @@ func conditions(s state.State, f Facts, v nodeViews, groups []GroupView) []Condi
 		return int(reason.Explain(b.Reason.Code).Severity) - int(reason.Explain(a.Reason.Code).Severity)
 	})
 	return slices.CompactFunc(out, func(a, b Condition) bool { return a.Subject == b.Subject && a.Reason.Code == b.Reason.Code })
+}
+
+// told reports whether the very same reason is among the conditions already: a group that is held for a
+// fence has nothing to add to it.
+func told(list []Condition, r reason.Reason) bool {
+	return slices.ContainsFunc(list, func(c Condition) bool { return c.Reason.String() == r.String() })
 }
 
 // deviceConditions names fence devices that no node can use, and owners without one.

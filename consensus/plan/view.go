@@ -21,6 +21,8 @@ type nodeView struct {
 	// lost: rule 12 holds for the boot it last announced; why says by which half.
 	lost bool
 	why  reason.Reason
+	// doomed: its boot is condemned by this very plan.
+	doomed bool
 }
 
 type nodeViews []nodeView
@@ -51,6 +53,22 @@ func view(s state.State, f Facts) nodeViews {
 		out = append(out, v)
 	}
 	return out
+}
+
+// doom marks the nodes that the plan's own intents condemn: nothing is given to them any more.
+func (v nodeViews) doom(ops []Op) {
+	for _, op := range ops {
+		if in, ok := op.Cmd.(state.FenceIntent); ok {
+			x := v.get(in.Target.Node)
+			x.doomed = x.doomed || in.Target.Boot == x.node.Up.Boot
+		}
+	}
+}
+
+// gone reports whether a node is silent on every link, here and for another quorate member, and not
+// only because this process has just started.
+func (x *nodeView) gone(f Facts, t state.Timing) bool {
+	return x.fact.Silent && x.fact.Agreed && (x.fact.Ever || f.Uptime >= t.InitialDead)
 }
 
 func timing(s state.State) state.Timing {

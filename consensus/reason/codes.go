@@ -6,6 +6,7 @@ import "sort"
 const (
 	PreferredNode   Code = "PREFERRED_NODE"
 	OnlyCandidate   Code = "ONLY_CANDIDATE"
+	Eligible        Code = "ELIGIBLE"
 	Stays           Code = "STAYS"
 	Failback        Code = "FAILBACK"
 	Moved           Code = "MOVED_BY_OPERATOR"
@@ -94,6 +95,7 @@ const (
 var catalogue = sorted([]Entry{
 	{PreferredNode, Info, "{node} is the most preferred node that may own it", ""},
 	{OnlyCandidate, Info, "{node} is the only node that may own it now", ""},
+	{Eligible, Info, "{node} may own it", ""},
 	{Stays, Info, "it stays on {node}: failback is off", ""},
 	{Failback, Info, "it goes back to {node}, the preferred node: failback is on", ""},
 	{Moved, Info, "an operator moved it to {node}", ""},

@@ -178,6 +178,13 @@ func (c *Core) membership() {
 		n := &c.st.Nodes[i]
 		p := c.det.Peer(c.now, n.Name)
 		here := p.Ever && !p.Silent
+		if p.Ever && p.Beat.Start < n.Start && p.Beat.Start != 0 {
+			// Its state directory went back in time: a restored backup must not vote (rule 3).
+			if known[n.Name] {
+				c.member(Membership{Name: n.Name, Remove: true})
+			}
+			continue
+		}
 		if !known[n.Name] && here {
 			c.member(Membership{Name: n.Name})
 		}

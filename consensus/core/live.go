@@ -136,7 +136,7 @@ func (c *Core) live() {
 			c.life = lifeUp
 			return
 		}
-		c.say("up", state.NodeUp{Node: c.opt.Self, Boot: c.opt.Boot, Session: c.opt.Session, UUID: c.opt.UUID, Version: c.opt.Version})
+		c.say("up", state.NodeUp{Node: c.opt.Self, Boot: c.opt.Boot, Session: c.opt.Session, UUID: c.opt.UUID, Version: c.opt.Version, Start: c.opt.Start})
 	case lifeUp:
 		// A NodeUp of another process of this node (an old packet that was late) took our place.
 		if n := c.st.Node(c.opt.Self); n != nil && n.Up != c.inc {

@@ -79,6 +79,7 @@ const (
 	RefusedOpen       Code = "REFUSED_OPEN"
 	RefusedSelf       Code = "REFUSED_SELF"
 	RefusedAlive      Code = "REFUSED_ALIVE"
+	RefusedRestored   Code = "REFUSED_RESTORED"
 )
 
 // Cluster conditions.
@@ -161,6 +162,7 @@ var catalogue = sorted([]Entry{
 	{RefusedNotAllowed, Info, "{node} may not own group {group}: {why}", ""},
 	{RefusedOpen, Info, "{what} is still open: {why}", ""},
 	{RefusedSelf, Info, "{node} may not do this to itself", ""},
+	{RefusedRestored, Critical, "the state directory of {node} is older than one it used before (start {start}, the cluster has seen {have}): it was restored from a backup", "stop picket on {node}, remove its state directory and node file, remove the node from the cluster and join it again"},
 	{RefusedAlive, Info, "{node} shows signs of life ({why}): it is not off", "fence it: picket fence {node}"},
 
 	{NoQuorum, Critical, "no quorum: {reachable} of {voters} voters can be reached", "bring back at least one of the missing nodes; nothing is started or fenced until then"},

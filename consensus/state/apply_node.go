@@ -142,6 +142,9 @@ func (c ctx) nodeUp(cmd NodeUp) Result {
 	if old.Up.Boot == cmd.Boot && old.Session == cmd.Session {
 		return Result{} // the same announcement again, after an unknown outcome
 	}
+	if cmd.Start != 0 && cmd.Start <= old.Start {
+		return refuse(reason.RefusedRestored, "node", string(cmd.Node), "have", itoa(old.Start), "start", itoa(cmd.Start))
+	}
 	uuid, err := fencing.CanonicalUUID(cmd.UUID)
 	if err != nil || fencing.FillerUUID(uuid) {
 		uuid = "" // an unreadable identity is none: evidence that needs one is refused later
@@ -164,7 +167,7 @@ func (c ctx) nodeUp(cmd NodeUp) Result {
 	}
 	// Renewals count from one in every process; TickIndex stays, since the ticks of all generations
 	// of a boot count for how long that boot may act (rule 2).
-	n.TickK, n.Session = 0, cmd.Session
+	n.TickK, n.Session, n.Start = 0, cmd.Session, max(n.Start, cmd.Start)
 	n.Up, n.UUID, n.Version, n.UpAt = inc, uuid, clip(cmd.Version), c.at
 	n.Leaving, n.Left = false, false
 	return Result{}

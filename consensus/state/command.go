@@ -71,6 +71,8 @@ type NodeUp struct {
 	Session uint64 `json:"session"`
 	UUID    string `json:"uuid,omitempty"`
 	Version string `json:"version,omitempty"`
+	// Start is the start counter of the node's state directory: it rises with every start of a process.
+	Start uint64 `json:"start,omitempty"`
 }
 
 // NodeLeave is a clean stop in two steps: Done false says that the node wants to own nothing, Done

@@ -71,6 +71,9 @@ type Node struct {
 	Up ids.Incarnation `json:"up"`
 	// Session is the announcing process's own mark: the same announcement twice is one.
 	Session uint64 `json:"session"`
+	// Start is the highest start counter of its state directory that ever announced itself: one behind
+	// it comes from a restored backup (rule 3).
+	Start uint64 `json:"start,omitempty"`
 	// UUID is the machine's DMI product uuid as that incarnation declared it; "" where unreadable.
 	UUID string `json:"uuid"`
 	// Version is the product version that incarnation declared.

@@ -14,7 +14,8 @@ import (
 )
 
 // parseFacts reads what the leader knows, one line a thing. Every admitted node that is not named is heard
-// with its newest boot; self is n3 unless said.
+// with its newest boot, its newest tick 100 ms old; one that is silent has no newer tick unless said. self is
+// n3 unless said.
 //
 //	self N [settled=D] [uptime=D]
 //	node N [never] [silent=D | age=D] [boot=B] [agreed] [others] [refused] [tick=D] [nonvoter]
@@ -24,7 +25,7 @@ import (
 func parseFacts(s state.State, text string) (plan.Facts, error) {
 	f := plan.Facts{Self: "n3", Settled: time.Minute, Uptime: time.Hour}
 	for _, n := range s.Nodes {
-		f.Nodes = append(f.Nodes, plan.NodeFact{Name: n.Name, Ever: n.Up.Gen != 0 && !n.Left, Silent: n.Up.Gen == 0 || n.Left, Age: 100 * time.Millisecond, Boot: n.Up.Boot, TickAge: -1, Voter: true})
+		f.Nodes = append(f.Nodes, plan.NodeFact{Name: n.Name, Ever: n.Up.Gen != 0 && !n.Left, Silent: n.Up.Gen == 0 || n.Left, Age: 100 * time.Millisecond, Boot: n.Up.Boot, TickAge: 100 * time.Millisecond, Voter: true})
 	}
 	for i := range s.Fences {
 		f.Fences = append(f.Fences, plan.FenceFact{ID: s.Fences[i].ID, SinceProof: -1, SinceEnd: -1})
@@ -62,10 +63,10 @@ func nodeFact(f *plan.Facts, l story.Line) {
 	n := &f.Nodes[i]
 	n.Age = l.Dur("age", n.Age)
 	if d := l.Dur("silent", -1); d >= 0 {
-		n.Silent, n.Age = true, d
+		n.Silent, n.Age, n.TickAge = true, d, d
 	}
 	if l.Has("never") {
-		n.Ever, n.Silent, n.Boot = false, true, ""
+		n.Ever, n.Silent, n.Boot, n.TickAge = false, true, "", -1
 	}
 	if b, ok := l.Args["boot"]; ok {
 		n.Ever, n.Boot = true, ids.Boot(b)

@@ -28,6 +28,13 @@ type Resource interface {
 	Describe() string
 }
 
+// Preparer is a Resource that can do part of a start beforehand: something that claims nothing,
+// changes nothing and is harmless when no start follows, such as asking the network whether an
+// address is free. It must not block and ends with its context.
+type Preparer interface {
+	Prepare(ctx context.Context)
+}
+
 // Op is what is asked of a resource.
 type Op string
 

@@ -56,6 +56,7 @@ type Core struct {
 	reports map[string]*report
 	reset   bool
 	leaveAt time.Duration
+	restAt  time.Duration // the clean stop: when something was last seen running
 
 	own    lease.Owner
 	stamps lease.Stamps
@@ -122,6 +123,9 @@ func (c *Core) configure() {
 func (c *Core) Step(now time.Duration, ev Event) []Action {
 	c.now = max(c.now, now)
 	c.out = nil
+	if c.reset {
+		return c.dead(ev)
+	}
 	switch e := ev.(type) {
 	case Applied:
 		c.applied(e)
@@ -144,6 +148,14 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 	out := c.out
 	c.out = nil
 	return out
+}
+
+// dead answers the one question that must not stay open on a boot that is about to be reset, with no.
+func (c *Core) dead(ev Event) []Action {
+	if g, ok := ev.(GateAsked); ok {
+		return []Action{GateAnswer{Token: g.Token}}
+	}
+	return nil
 }
 
 func (c *Core) stepOther(ev Event) {
@@ -182,16 +194,16 @@ func (c *Core) stepOther(ev Event) {
 
 // drive runs every loop once, in a fixed order.
 func (c *Core) drive() {
-	if c.reset {
-		return // nothing more is done on a boot that must die
-	}
 	c.links()
 	c.condemned()
 	if c.reset {
-		return
+		return // nothing more is done on a boot that must die
 	}
 	c.live()
 	c.owner()
+	if c.reset {
+		return
+	}
 	c.execute()
 	c.sendDevices()
 	c.leaderLoop()

@@ -200,6 +200,10 @@ type Run struct {
 	Request  resources.Request
 }
 
+// Prepare lets a resource do the part of a start that claims nothing, while the node that was granted
+// its group still waits for a lease. Nothing answers it.
+type Prepare struct{ Resource state.ResourceConfig }
+
 // Power runs one power attempt against a fence device. Before each command the executor must ask with
 // GateAsked and wait for GateAnswer. Exactly one PowerDone answers it.
 type Power struct {
@@ -251,6 +255,7 @@ func (Send) action()       {}
 func (Membership) action() {}
 func (Record) action()     {}
 func (Run) action()        {}
+func (Prepare) action()    {}
 func (Power) action()      {}
 func (GateAnswer) action() {}
 func (Push) action()       {}

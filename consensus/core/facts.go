@@ -22,11 +22,12 @@ type marks struct {
 	grant  map[ids.Node]time.Duration // newest grant, or adoption, of a node
 	after  map[uint64]ids.Boot        // fence -> boot of the newest beat since the intent
 	silent map[ids.Node]time.Duration // peer -> fell silent here
+	up     map[uint64]time.Duration   // generation -> first seen by the leader
 }
 
 func newMarks() marks {
 	return marks{map[uint64]time.Duration{}, map[uint64]time.Duration{}, map[uint64]time.Duration{}, map[attemptKey]time.Duration{},
-		map[ids.Group]time.Duration{}, map[ids.Node]time.Duration{}, map[uint64]ids.Boot{}, map[ids.Node]time.Duration{}}
+		map[ids.Group]time.Duration{}, map[ids.Node]time.Duration{}, map[uint64]ids.Boot{}, map[ids.Node]time.Duration{}, map[uint64]time.Duration{}}
 }
 
 func since[K comparable](m map[K]time.Duration, k K, now time.Duration) time.Duration {

@@ -15,6 +15,9 @@ import (
 // decideEvery is how often the leader decides when nothing has happened: ages grow by themselves.
 const decideEvery = 25 * time.Millisecond
 
+// stepDownEvery is the pause between two offers to hand the leadership over.
+const stepDownEvery = 5 * time.Second
+
 // leading is the leader's volatile side. It is made anew with every term.
 type leading struct {
 	is, ready bool
@@ -22,6 +25,7 @@ type leading struct {
 	settled   time.Duration // the later of readyAt and the last own lateness
 	decided   time.Duration
 	dirty     bool
+	stepped   time.Duration       // when the leadership was last offered to others
 	inflight  map[string]uint64   // key -> proposal
 	byID      map[uint64]proposal // proposal -> what it was
 	renewals  map[ids.Node]Renew  // asked for and not proposed yet
@@ -118,11 +122,13 @@ func (c *Core) leaderLoop() {
 	}
 }
 
+// stepDown asks for the leadership to be handed over, and asks again: a transfer may fail, and the group
+// that waits for it would wait for ever.
 func (c *Core) stepDown() {
-	if _, busy := c.lead.inflight["stepdown"]; busy {
+	if c.lead.stepped != 0 && c.now-c.lead.stepped < stepDownEvery {
 		return
 	}
-	c.lead.inflight["stepdown"] = 0
+	c.lead.stepped = c.now
 	c.do(StepDown{})
 }
 
@@ -178,8 +184,9 @@ func (c *Core) membership() {
 		n := &c.st.Nodes[i]
 		p := c.det.Peer(c.now, n.Name)
 		here := p.Ever && !p.Silent
-		if p.Ever && p.Beat.Start < n.Start && p.Beat.Start != 0 {
-			// Its state directory went back in time: a restored backup must not vote (rule 3).
+		if p.Ever && p.Beat.Start < n.Start && p.Beat.Start != 0 && p.Age+c.timing.Interval < since(c.marks.up, n.Up.Gen, c.now) {
+			// Its state directory went back in time: a restored backup must not vote (rule 3). A heartbeat
+			// from before the announcement says nothing: the announcement came first, over another way.
 			if known[n.Name] {
 				c.member(Membership{Name: n.Name, Remove: true})
 			}

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"slices"
 	"sort"
 	"time"
 
@@ -136,6 +137,9 @@ func (c *Core) live() {
 			c.life = lifeUp
 			return
 		}
+		if n := c.st.Node(c.opt.Self); n != nil && slices.Contains(n.Past, c.opt.Boot) {
+			return // a later boot of this node has announced itself: this one never owns again
+		}
 		c.say("up", state.NodeUp{Node: c.opt.Self, Boot: c.opt.Boot, Session: c.opt.Session, UUID: c.opt.UUID, Version: c.opt.Version, Start: c.opt.Start})
 	case lifeUp:
 		// A NodeUp of another process of this node (an old packet that was late) took our place.
@@ -197,11 +201,9 @@ func (c *Core) clean() bool {
 // log cannot be told within the lease, everything is stopped all the same.
 func (c *Core) leave() {
 	n := c.st.Node(c.opt.Self)
-	late := c.now-c.leaveAt >= c.timing.Lease
-	if c.inc.Gen == 0 || n == nil || n.Up != c.inc {
-		late = true // never announced: there is nothing to hand over
-	}
-	if !late && !n.Leaving {
+	// A process that was never announced has nothing to hand over.
+	stranger := c.inc.Gen == 0 || n == nil || n.Up != c.inc
+	if !stranger && !n.Leaving && c.now-c.leaveAt < c.timing.Lease {
 		c.say("leave", state.NodeLeave{Inc: c.inc})
 		return
 	}
@@ -213,15 +215,16 @@ func (c *Core) leave() {
 		}
 		running = running || !l.atRest()
 	}
+	if running || c.restAt == 0 {
+		c.restAt = c.now
+	}
+	late := stranger || c.now-c.restAt >= c.timing.Lease // nobody takes what there is to say
 	switch {
 	case running && c.now-c.leaveAt < c.timing.Lease+c.longestStop():
 	case n != nil && n.Left && n.Up == c.inc:
 		c.life = lifeLeft
 		c.do(Exit{Clean: true})
-	case late && !running:
-		c.life = lifeLeft
-		c.do(Exit{Clean: false})
-	case running:
+	case running || late:
 		c.life = lifeLeft
 		c.do(Exit{Clean: false})
 	case len(c.st.Owned(c.opt.Self, c.opt.Boot)) == 0:

@@ -85,6 +85,9 @@ func (c *Core) adoptGrants() {
 		l := c.groups[g.Name]
 		if l == nil || (l.epoch != g.Epoch && l.atRest()) {
 			c.groups[g.Name] = newLocal(g.Name, g.Epoch, g.Held, g.HeldStart, g.HeldStop, c.now, false)
+			for _, r := range g.Held {
+				c.do(Prepare{r})
+			}
 		}
 	}
 	for _, name := range c.names() {

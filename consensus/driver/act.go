@@ -46,6 +46,13 @@ func (d *Driver) do(a core.Action) {
 		}
 	case core.Run:
 		d.run(a)
+	case core.Prepare:
+		d.spawn(func() {
+			ctx, cancel := context.WithTimeout(d.ctx, sendTimeout)
+			defer cancel()
+			d.o.Machine.Prepare(ctx, a.Resource)
+			<-ctx.Done() // the preparation lives as long as its context
+		})
 	case core.Power:
 		d.power(a)
 	case core.GateAnswer:

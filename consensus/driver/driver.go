@@ -57,6 +57,8 @@ type Network interface {
 type Machine interface {
 	// RunResource runs one resource operation and returns when it is done.
 	RunResource(ctx context.Context, r state.ResourceConfig, req resources.Request) error
+	// Prepare lets a resource do the part of a start that claims nothing. It must not block.
+	Prepare(ctx context.Context, r state.ResourceConfig)
 	// Power runs one power attempt.
 	Power(ctx context.Context, p core.Power, gate fencing.Gate) fencing.Report
 	// Record stores what may run on this boot, durable against the end of the process.

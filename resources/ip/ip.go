@@ -64,9 +64,15 @@ type Address struct {
 	voice   *announcer     // nil while the address is not announced
 	voiceMu sync.Mutex     // guards voice against Announce, which must not wait for a Stop
 	closing sync.WaitGroup // goroutines of announcers, until their sockets are closed
+
+	asked   *asking // the newest Prepare, taken by the next Start
+	askedMu sync.Mutex
 }
 
-var _ resources.Resource = (*Address)(nil)
+var (
+	_ resources.Resource = (*Address)(nil)
+	_ resources.Preparer = (*Address)(nil)
+)
 
 // New checks the options and opens the netlink socket; nothing is configured yet. Close frees it.
 func New(opt Options) (*Address, error) {
@@ -173,10 +179,12 @@ func (a *Address) Start(ctx context.Context, _ ids.Epoch, adopt bool) error {
 	return nil
 }
 
-// add probes for the address and adds it.
+// add probes for the address, unless Prepare has just done so, and adds it.
 func (a *Address) add(ctx context.Context, v *announcer, l link) error {
-	if err := v.probe(ctx, a.opt.ProbeWait); err != nil {
-		return err
+	if !a.prepared(ctx) {
+		if err := v.probe(ctx, a.opt.ProbeWait); err != nil {
+			return err
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s was not added to %s: %w", a.opt.Prefix, l.name, err)

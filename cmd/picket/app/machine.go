@@ -106,6 +106,17 @@ func (n *Node) RunResource(ctx context.Context, r state.ResourceConfig, req reso
 	return err
 }
 
+// Prepare lets a resource do the part of a start that claims nothing.
+func (n *Node) Prepare(ctx context.Context, r state.ResourceConfig) {
+	h, err := n.shelf.take(r, n)
+	if err != nil {
+		return // the start says so
+	}
+	if p, ok := h.res.(resources.Preparer); ok {
+		p.Prepare(ctx)
+	}
+}
+
 // Power runs one power attempt with the identity pinned in the fence.
 func (n *Node) Power(ctx context.Context, p core.Power, gate fencing.Gate) fencing.Report {
 	if p.Device.IPMI == nil {

@@ -1,0 +1,69 @@
+package ip
+
+import (
+	"context"
+	"time"
+)
+
+// fresh is how long the answer of a Prepare counts: a start that comes later asks again.
+const fresh = 250 * time.Millisecond
+
+// asking is one probe that began before its start.
+type asking struct {
+	done chan struct{} // closed when err and at are set
+	err  error
+	at   time.Time
+}
+
+// Prepare begins the duplicate-address probe in the background, so that it runs while the node still
+// waits for its lease: the probe configures nothing and claims nothing. A Start soon after takes its
+// good answer; after a bad one, or none, it asks again itself. It never blocks.
+func (a *Address) Prepare(ctx context.Context) {
+	p := &asking{done: make(chan struct{})}
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return
+	}
+	a.closing.Add(1)
+	a.mu.Unlock()
+	a.askedMu.Lock()
+	a.asked = p
+	a.askedMu.Unlock()
+	go func() {
+		defer a.closing.Done()
+		defer close(p.done)
+		p.err = a.ask(ctx)
+		p.at = time.Now()
+	}()
+}
+
+func (a *Address) ask(ctx context.Context) error {
+	l, err := a.link()
+	if err != nil {
+		return err
+	}
+	v, err := newAnnouncer(a, l)
+	if err != nil {
+		return err
+	}
+	defer v.shut()
+	return v.probe(ctx, a.opt.ProbeWait)
+}
+
+// prepared waits for the newest Prepare, if there is one, and reports whether it found nobody, just now.
+func (a *Address) prepared(ctx context.Context) bool {
+	a.askedMu.Lock()
+	p := a.asked
+	a.asked = nil
+	a.askedMu.Unlock()
+	if p == nil {
+		return false
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return false
+	}
+	return p.err == nil && time.Since(p.at) < fresh
+}

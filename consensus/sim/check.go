@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/picket-ha/picket/consensus/core"
@@ -143,6 +144,10 @@ func (w *World) checkEntry(old, st state.State, index uint64, e state.Entry, r s
 	if !r.OK() {
 		w.stats.Refused++
 		return
+	}
+	if kind := fmt.Sprintf("%T", e.Cmd); w.traps[kind] != nil {
+		w.after(0, w.traps[kind])
+		delete(w.traps, kind)
 	}
 	switch cmd := e.Cmd.(type) {
 	case state.Grant:

@@ -196,8 +196,7 @@ func (w *World) powerFault() {
 		m.powerOff("cord pulled")
 		w.after(d, func() { m.cord = true; m.powerOn(time.Second) })
 	case 3:
-		m.powerOff("it reboots")
-		m.powerOn(w.between(500*time.Millisecond, 10*time.Second))
+		m.reset("it reboots")
 	case 4:
 		w.say("fault: the BMC of %s is slow for %v", m.name, d)
 		b.latency, b.act = w.between(time.Second, 3500*time.Millisecond), w.between(0, 20*time.Second)
@@ -252,10 +251,10 @@ func (w *World) operatorActs() {
 	case 5:
 		w.operate(state.Cleanup{Group: g, Operator: "root"})
 	case 6:
-		if p := m.proc; p != nil {
+		if p := m.proc; p != nil && (!w.gentle || w.calm()) {
 			w.say("operator: %s stops picket", m.name)
 			p.deliver(p.shutdown)
-			w.after(w.between(20*time.Second, 40*time.Second), m.startDaemon)
+			w.after(w.between(5*time.Second, 40*time.Second), m.startDaemon)
 		}
 	case 7:
 		if n := w.ledger.head.Node(m.name); n != nil && !w.gentle && n.Up.Gen != 0 {

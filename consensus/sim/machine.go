@@ -20,7 +20,8 @@ type machine struct {
 	uuid   string
 	ppm    int64 // how much faster its clock runs
 	nics   []nic
-	on     bool
+	on     bool // it runs
+	warm   bool // it is between a reset and its next boot: nothing runs, and its power is on
 	cord   bool // plugged in
 	frozen bool // the whole machine stands still, kernel included
 	boots  int
@@ -58,7 +59,6 @@ type process struct {
 	inbox    []func()
 	beats    []beatTo
 	refused  map[ids.Node]bool
-	paths    int // log index of the newest change of nodes that paths were made of
 	ops      map[opKey]bool
 	attempts map[attemptID]*attempt
 	tokens   uint64
@@ -109,7 +109,7 @@ func (m *machine) powerOn(delay time.Duration) {
 		if m.on || !m.cord || m.life != life {
 			return
 		}
-		m.on, m.frozen = true, false
+		m.on, m.warm, m.frozen = true, false, false
 		m.boots++
 		m.boot = ids.Boot(fmt.Sprintf("%s-boot-%d", m.name, m.boots))
 		m.origin, m.base = m.w.now, m.w.between(0, 1000*time.Hour)
@@ -123,19 +123,28 @@ func (m *machine) powerOn(delay time.Duration) {
 
 // powerOff is instant death of everything on the machine.
 func (m *machine) powerOff(why string) {
+	if m.warm {
+		m.warm = false
+		m.life++ // the boot that was about to begin is off too
+		m.w.say("%s is powered off while it boots: %s", m.name, why)
+	}
 	if !m.on {
 		return
 	}
-	m.w.say("%s loses power: %s", m.name, why)
+	m.w.say("%s dies: %s", m.name, why)
 	m.kill()
 	m.on, m.frozen = false, false
 	m.life++
 	m.runs = map[ids.Resource]*running{}
 }
 
-// reset is a power off and a boot.
+// reset ends everything on the machine and boots it; its power stays on.
 func (m *machine) reset(why string) {
+	if !m.on {
+		return
+	}
 	m.powerOff(why)
+	m.warm = true
 	m.powerOn(m.w.between(3*time.Second, 8*time.Second))
 }
 
@@ -162,7 +171,6 @@ func (m *machine) startDaemon() {
 	}
 	w := m.w
 	m.starts++
-	w.sessID++
 	p := &process{m: m, session: w.rng.Uint64()>>8 | 1, refused: map[ids.Node]bool{}, ops: map[opKey]bool{}, attempts: map[attemptID]*attempt{}}
 	m.proc = p
 	p.c = core.New(core.Options{Self: m.name, Boot: m.boot, Session: p.session, Start: m.starts, UUID: m.uuid, Version: "sim",
@@ -173,6 +181,7 @@ func (m *machine) startDaemon() {
 	p.deliver(func() {
 		p.setPaths()
 		p.raft.begin()
+		p.checkDevices()
 	})
 	p.every(25*time.Millisecond, func() { p.step(core.Tick{}); w.checkLease(p) })
 	p.every(w.timing().Interval, p.beat)

@@ -35,7 +35,7 @@ func (b *bmc) target() *machine {
 
 func (b *bmc) reach(from *machine) bool { return !b.dead && b.m.cord && !b.cut[from.name] }
 
-func (b *bmc) isOn() bool { return b.target().on && !b.claims }
+func (b *bmc) isOn() bool { t := b.target(); return (t.on || t.warm) && !b.claims }
 
 // attemptID names one attempt.
 type attemptID struct {
@@ -210,13 +210,12 @@ func (at *attempt) command() {
 			}
 			t := b.target()
 			if at.a.Op == fencing.OpOn {
-				if !t.on {
+				if !t.on && !t.warm {
 					t.powerOn(w.between(4*time.Second, 10*time.Second))
 				}
 				return
 			}
 			w.checkShot(at, t)
-			t.life++ // a boot that was about to begin is stopped too
 			t.powerOff(fmt.Sprintf("its BMC was told so by %s", at.p.m.name))
 		})
 	}, func() { at.read(false) })

@@ -93,13 +93,11 @@ type World struct {
 	res      resConfig
 	told     map[uint64]bool // log indexes whose journal line is in the story
 	maxTerm  uint64
-	confused time.Duration // how much longer than its lease a cut-off leader believes in itself
-	// excused are the fences that a class of gentle faults may still see; nil: every fence is expected.
-	gentle bool
-	sessID uint64
-	extID  uint64
-	verify map[ids.Node][]verified // quorum rounds that succeeded
-	quiet  bool                    // stories: no per-node lines
+	confused time.Duration           // how much longer than its lease a cut-off leader believes in itself
+	gentle   bool                    // no fence is expected at all
+	traps    map[string]func()       // stories: kind of a committed entry -> what happens then, once
+	verify   map[ids.Node][]verified // quorum rounds that succeeded
+	quiet    bool                    // stories: no lines about single links
 }
 
 type verified struct{ begun, done time.Duration }
@@ -113,7 +111,7 @@ func newWorld(seed uint64, o Options) *World {
 		o.Groups = 2
 	}
 	w := &World{opt: o, rng: rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)), hash: fnv.New64a(), blocked: map[pair]bool{},
-		told: map[uint64]bool{}, verify: map[ids.Node][]verified{}, now: time.Second}
+		told: map[uint64]bool{}, verify: map[ids.Node][]verified{}, traps: map[string]func(){}, now: time.Second}
 	w.net = netConfig{delay: 500 * time.Microsecond, jitter: 2 * time.Millisecond}
 	w.res = resConfig{took: 20 * time.Millisecond}
 	for i := range 3 {

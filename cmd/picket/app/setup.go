@@ -77,23 +77,49 @@ func fresh(p config.Paths) error {
 type stage struct {
 	paths config.Paths
 	dir   string
+	made  []string // directories that were not there before, innermost first
 }
 
 func newStage(p config.Paths) (*stage, error) {
-	if err := os.MkdirAll(p.StateDir, 0o700); err != nil {
+	s := &stage{paths: p}
+	if err := s.mkdir(p.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
-	dir, err := os.MkdirTemp(p.StateDir, ".setup-")
-	if err != nil {
+	var err error
+	if s.dir, err = os.MkdirTemp(p.StateDir, ".setup-"); err != nil {
+		s.drop()
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
-	if err := os.Mkdir(filepath.Join(dir, pkiDir), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(s.dir, pkiDir), 0o700); err != nil {
+		s.drop()
 		return nil, err
 	}
-	return &stage{p, dir}, nil
+	return s, nil
 }
 
-func (s *stage) drop() { _ = os.RemoveAll(s.dir) }
+// mkdir makes a directory with its parents, and remembers which of them drop may take away again.
+func (s *stage) mkdir(path string, mode fs.FileMode) error {
+	var made []string
+	for d := filepath.Clean(path); ; d = filepath.Dir(d) {
+		if _, err := os.Lstat(d); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		made = append(made, d)
+	}
+	err := os.MkdirAll(path, mode)
+	s.made = append(made, s.made...)
+	return err
+}
+
+// drop takes away what is left of the stage. After land that is nothing: the directories hold files.
+func (s *stage) drop() {
+	if s.dir != "" {
+		_ = os.RemoveAll(s.dir)
+	}
+	for _, d := range s.made {
+		_ = os.Remove(d)
+	}
+}
 
 func (s *stage) json(name string, v any) error {
 	b, err := json.MarshalIndent(v, "", "  ")
@@ -123,7 +149,7 @@ func (s *stage) land(n config.Node) error {
 		}
 		done = append(done, to)
 	}
-	if err := os.MkdirAll(filepath.Dir(s.paths.ConfigPath), 0o755); err != nil {
+	if err := s.mkdir(filepath.Dir(s.paths.ConfigPath), 0o755); err != nil {
 		return undo(fmt.Errorf("write the node file: %w", err))
 	}
 	if err := n.Write(s.paths.ConfigPath); err != nil {

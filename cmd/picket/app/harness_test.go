@@ -224,8 +224,8 @@ func (y *yard) add(name string) *box {
 		os.RemoveAll(run)
 		if y.t.Failed() {
 			text := b.log.String()
-			if len(text) > 12000 && os.Getenv("PICKET_TEST_LOG") == "" {
-				text = text[len(text)-12000:]
+			if len(text) > 6000 && os.Getenv("PICKET_TEST_LOG") == "" {
+				text = text[len(text)-6000:]
 			}
 			y.t.Logf("log of %s:\n%s", b.name, text)
 		}
@@ -554,19 +554,19 @@ func (y *yard) agree() state.State {
 func (y *yard) file(cluster string, groups ...string) string {
 	var f strings.Builder
 	fmt.Fprintf(&f, "cluster: %s\ntiming: fast\nnodes:\n", cluster)
-	var members []string
+	var names []string // the witness among them: it must never be given a group all the same
 	for _, b := range y.boxes {
+		names = append(names, b.name)
 		if b.role != config.RoleMember {
 			fmt.Fprintf(&f, "  %s: {}\n", b.name)
 			continue
 		}
-		members = append(members, b.name)
 		p := b.bmc.Addr().(*net.UDPAddr).Port
 		fmt.Fprintf(&f, "  %s:\n    fence:\n      - ipmitool: -I lanplus -H 127.0.0.1 -p %d -U %s -f %s -C 17\n", b.name, p, bmcUser, b.secret)
 	}
 	f.WriteString("groups:\n")
 	for i, g := range groups {
-		fmt.Fprintf(&f, "  %s:\n    nodes: [%s]\n    resources:\n      - ip: %s\n        interface: %s\n", g, strings.Join(members, ", "), y.address(i), serviceNIC)
+		fmt.Fprintf(&f, "  %s:\n    nodes: [%s]\n    resources:\n      - ip: %s\n        interface: %s\n", g, strings.Join(names, ", "), y.address(i), serviceNIC)
 	}
 	return f.String()
 }

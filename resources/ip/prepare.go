@@ -32,23 +32,26 @@ func (a *Address) Prepare(ctx context.Context) {
 	a.askedMu.Unlock()
 	go func() {
 		defer a.closing.Done()
-		defer close(p.done)
-		p.err = a.ask(ctx)
+		var v *announcer
+		v, p.err = a.ask(ctx)
 		p.at = time.Now()
+		close(p.done)
+		if v != nil {
+			v.shut() // closing a packet socket takes some ten milliseconds: nobody waits for it
+		}
 	}()
 }
 
-func (a *Address) ask(ctx context.Context) error {
+func (a *Address) ask(ctx context.Context) (*announcer, error) {
 	l, err := a.link()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	v, err := newAnnouncer(a, l)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer v.shut()
-	return v.probe(ctx, a.opt.ProbeWait)
+	return v, v.probe(ctx, a.opt.ProbeWait)
 }
 
 // prepared waits for the newest Prepare, if there is one, and reports whether it found nobody, just now.

@@ -41,7 +41,7 @@ func every(t testing.TB) []state.Command {
 	return []state.Command{
 		state.NodeAdmit{Name: "n1", Role: state.Member, Links: []state.LinkAddr{{Interface: "eth0", Addr: "10.0.0.1"}}, TokenHash: story.Hash("a")},
 		state.NodeRemove{Name: "n1", Operator: "ann"},
-		state.NodeUp{Node: "n1", Boot: inc.Boot, Session: 1<<64 - 1, UUID: story.UUID("1"), Version: "0.1"},
+		state.NodeUp{Node: "n1", Boot: inc.Boot, Session: 1<<64 - 1, UUID: story.UUID("1"), Version: "0.1", Start: 12},
 		state.NodeLeave{Inc: inc, Done: true},
 		state.ConfigSet{Base: 3, Config: c, Operator: "ann"},
 		state.LeaseTick{Ticks: []state.Tick{{Inc: inc, K: 9}}},

@@ -15,7 +15,7 @@ import (
 // incarnation, the epoch of the group, the revision, the next attempt. F is a fence's index, or a node
 // for its newest fence.
 //
-//	admit N ROLE [IF=ADDR]... [tok=X]      remove N                 up N boot=B [session=S] [uuid=U]
+//	admit N ROLE [IF=ADDR]... [tok=X]      remove N                 up N boot=B [session=S] [uuid=U] [start=C]
 //	leave N [done]                         standby N [off]          tick N [k=K] ...
 //	intent N why=CODE [op=NAME]            begin F [n=N] exec=N dev=D [on] [for=D]
 //	end F N OUTCOME [guid=U] [detail=T]    confirm F off=N | reboot=B | human=NAME [reason=T]
@@ -60,7 +60,7 @@ func nodeCommand(s state.State, l *Line) state.Command {
 	case "remove":
 		return state.NodeRemove{Name: n, Operator: "op"}
 	case "up":
-		return state.NodeUp{Node: n, Boot: ids.Boot(l.Args["boot"]), Session: l.Uint("session", 1), UUID: UUID(l.Args["uuid"]), Version: "1"}
+		return state.NodeUp{Node: n, Boot: ids.Boot(l.Args["boot"]), Session: l.Uint("session", 1), UUID: UUID(l.Args["uuid"]), Version: "1", Start: l.Uint("start", 0)}
 	case "leave":
 		return state.NodeLeave{Inc: Inc(s, l.Word(1)), Done: l.Has("done")}
 	case "standby":

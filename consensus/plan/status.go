@@ -148,7 +148,7 @@ func conditions(s state.State, f Facts, v nodeViews, groups []GroupView) []Condi
 			add(name, reason.New(reason.NodeStandby, "node", name))
 		}
 	}
-	out = append(out, deviceConditions(s, f)...)
+	out = append(out, deviceConditions(s, f, v)...)
 	if s.Revision == 0 {
 		add(string(f.Self), reason.New(reason.NoConfig))
 	}
@@ -165,7 +165,7 @@ func told(list []Condition, r reason.Reason) bool {
 }
 
 // deviceConditions names fence devices that no node can use, and owners without one.
-func deviceConditions(s state.State, f Facts) []Condition {
+func deviceConditions(s state.State, f Facts, v nodeViews) []Condition {
 	var out []Condition
 	owners := map[ids.Node]bool{}
 	for _, g := range s.Config.Groups {
@@ -182,8 +182,9 @@ func deviceConditions(s state.State, f Facts) []Condition {
 				out = append(out, Condition{string(nc.Name), reason.New(reason.FenceTrusted, "device", d.ID, "node", string(nc.Name))})
 			}
 			for _, df := range f.Devices {
-				if df.Node != nc.Name || df.Device != d.ID || df.Executor == nc.Name {
-					continue
+				x := v.get(df.Executor)
+				if df.Node != nc.Name || df.Device != d.ID || df.Executor == nc.Name || x == nil || !x.here {
+					continue // what a node that is gone once saw is no news
 				}
 				if !df.OK {
 					out = append(out, Condition{string(nc.Name), reason.New(reason.FenceDeviceFailed, "device", d.ID, "node", string(nc.Name), "executor", string(df.Executor), "why", df.Detail)})

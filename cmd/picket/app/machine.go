@@ -166,8 +166,12 @@ func (n *Node) Journal(j core.Journal) {
 		ev.Args = append(ev.Args, control.Arg{Key: a.Key, Value: a.Value})
 	}
 	switch j.Kind {
-	case "group", "lease":
+	case "group":
 		ev.Group = j.Subject
+	case "lease":
+		ev.Kind, ev.Group = "group", j.Subject
+	case "refused":
+		ev.Kind = "operator"
 	case "link":
 		p, l := splitLink(j.Subject)
 		ev.Node = string(p)

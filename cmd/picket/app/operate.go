@@ -330,11 +330,7 @@ func (n *Node) fence(ctx context.Context, op control.Operation, who string) (con
 	case x.Up.IsZero():
 		return control.Answer{}, control.Refused(string(reason.RefusedUnknown), op.Node+" has never been up: there is nothing to fence", "")
 	case x.Name == n.self:
-		// Nobody fences itself: the leadership goes first, and the new leader is asked again.
-		if err := n.raft.Transfer(ctx, ""); err != nil {
-			return control.Answer{}, control.Unavailable("", "this node leads and could not hand the leadership over: "+err.Error(), "try again, from another node")
-		}
-		return control.Answer{}, control.Unavailable("", op.Node+" was the leader: it has handed the leadership over first", "repeat the command now, from another node")
+		return n.fenceSelf(ctx, op)
 	}
 	why := op.Reason
 	if why == "" {
@@ -342,6 +338,25 @@ func (n *Node) fence(ctx context.Context, op control.Operation, who string) (con
 	}
 	i, err := n.propose(ctx, state.FenceIntent{Target: x.Up, Operator: who, Reason: reason.New(reason.OperatorFence, "why", why)})
 	return control.Answer{Text: fmt.Sprintf("%s is condemned: it is powered off, and what it owns moves when it is proven off (picket fence history)", op.Node), Index: i}, err
+}
+
+// fenceSelf hands the leadership over first, since nobody fences itself, and the command with it.
+func (n *Node) fenceSelf(ctx context.Context, op control.Operation) (control.Answer, error) {
+	if err := n.raft.Transfer(ctx, ""); err != nil {
+		return control.Answer{}, control.Unavailable("", "this node leads and could not hand the leadership over: "+err.Error(), "repeat the command from another node")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for {
+		if leader, _ := n.raft.Leader(); leader != "" && leader != n.self {
+			return n.Operate(ctx, op)
+		}
+		select {
+		case <-ctx.Done():
+			return control.Answer{}, noLeader()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // confirm takes a human's word that a node is off: never while it shows signs of life, and only with the

@@ -337,7 +337,7 @@ func (n *Node) Shutdown(ctx context.Context) bool {
 		if n.raft.IsLeader() {
 			ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 			defer cancel()
-			if err := n.raft.Transfer(ctx, ""); err != nil {
+			if err := (raftLog{n.raft}).StepDown(ctx); err != nil {
 				n.log.Info("the leadership was not handed over", "err", err)
 			}
 		}

@@ -2,9 +2,11 @@ package app
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/picket-ha/picket/consensus/core"
 	"github.com/picket-ha/picket/consensus/driver"
@@ -13,8 +15,6 @@ import (
 	"github.com/picket-ha/picket/consensus/raftnode/mesh"
 	"github.com/picket-ha/picket/consensus/state"
 	"github.com/picket-ha/picket/heartbeat/udp"
-
-	"errors"
 )
 
 // Methods of the node calls.
@@ -73,7 +73,23 @@ func (l raftLog) Servers() []core.Server {
 	return out
 }
 
-func (l raftLog) StepDown(ctx context.Context) error { return l.Transfer(ctx, "") }
+// StepDown hands the leadership to the voter that is the furthest in the log among those heard lately.
+func (l raftLog) StepDown(ctx context.Context) error {
+	voter := map[ids.Node]bool{}
+	for _, s := range l.Servers() {
+		voter[s.Name] = s.Voter
+	}
+	var best raftnode.Follower
+	for _, f := range l.Followers() {
+		if voter[f.Name] && f.LastContact >= 0 && f.LastContact < time.Second && (best.Name == "" || f.LastIndex > best.LastIndex) {
+			best = f
+		}
+	}
+	if best.Name == "" {
+		return errors.New("no other voter has been heard in the last second")
+	}
+	return l.Transfer(ctx, best.Name)
+}
 
 // ranks remembers what heartbeats think of every link, for the mesh to dial the best one first.
 type ranks struct {

@@ -342,7 +342,7 @@ func (n *Node) fence(ctx context.Context, op control.Operation, who string) (con
 
 // fenceSelf hands the leadership over first, since nobody fences itself, and the command with it.
 func (n *Node) fenceSelf(ctx context.Context, op control.Operation) (control.Answer, error) {
-	if err := n.raft.Transfer(ctx, ""); err != nil {
+	if err := (raftLog{n.raft}).StepDown(ctx); err != nil {
 		return control.Answer{}, control.Unavailable("", "this node leads and could not hand the leadership over: "+err.Error(), "repeat the command from another node")
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)

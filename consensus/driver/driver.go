@@ -227,12 +227,14 @@ func equalServers(a, b []core.Server) bool {
 }
 
 func (d *Driver) step(ev core.Event) {
+	d.trace("in", ev)
 	acts := d.c.Step(d.o.Clock(), ev)
 	if _, tick := ev.(core.Tick); tick || hasKick(acts) {
 		b := d.c.Report(d.o.Clock())
 		d.content.Store(&b)
 	}
 	for _, a := range acts {
+		d.trace("out", a)
 		d.do(a)
 	}
 }

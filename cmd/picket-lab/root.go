@@ -62,7 +62,7 @@ outside the lab's namespaces and directory is touched.`,
 		nodeCmd(f, "resume", "Let a paused daemon go on (SIGCONT)", (*netlab.Lab).Resume),
 		nodeCmd(f, "start", "Start a node's daemon, now and at every boot", (*netlab.Lab).StartDaemon),
 		nodeCmd(f, "stop", "Stop a node's daemon in order (SIGTERM)", (*netlab.Lab).StopDaemon),
-		bmcCmd(f), execCmd(f), psCmd(f), watchCmd(f), checkCmd(f), outageCmd(f),
+		demoCmd(f), bmcCmd(f), execCmd(f), psCmd(f), watchCmd(f), checkCmd(f), outageCmd(f),
 	} {
 		if args := c.Args; args != nil {
 			c.Args = func(cmd *cobra.Command, a []string) error {

@@ -152,6 +152,13 @@ func (w *World) checkEntry(old, st state.State, index uint64, e state.Entry, r s
 	switch cmd := e.Cmd.(type) {
 	case state.Grant:
 		w.stats.Grants++
+		w.checkCondemned(old, index, cmd.To.Node, cmd.To.Boot, "is granted "+string(cmd.Group))
+	case state.NodeUp:
+		w.checkCondemned(old, index, cmd.Node, cmd.Boot, "announces itself")
+	case state.LeaseTick:
+		for _, t := range r.Accepted {
+			w.checkCondemned(old, index, t.Inc.Node, t.Inc.Boot, "is given a tick")
+		}
 	case state.FenceIntent:
 		w.stats.Fences++
 		if cmd.Operator == "" && len(old.Owned(cmd.Target.Node, cmd.Target.Boot)) == 0 {
@@ -169,6 +176,13 @@ func (w *World) checkEntry(old, st state.State, index uint64, e state.Entry, r s
 		w.checkReleased(old, index, cmd.Group, cmd.Inc)
 	case state.StartFailed:
 		w.checkReleased(old, index, cmd.Group, cmd.Inc)
+	}
+}
+
+// checkCondemned finds a boot that goes on after its intent (invariant I4).
+func (w *World) checkCondemned(old state.State, index uint64, n ids.Node, b ids.Boot, what string) {
+	if old.IsCondemned(n, b) {
+		w.violation("[%d] I4: condemned boot %s %s", index, b, what)
 	}
 }
 

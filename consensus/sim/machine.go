@@ -153,14 +153,19 @@ func (m *machine) kill() {
 	if m.proc != nil {
 		m.proc.dead = true
 		m.proc = nil
-		// Connections to a dead daemon break at once.
-		for _, o := range m.w.machines {
-			m.w.after(m.w.between(5*time.Millisecond, 60*time.Millisecond), func() {
-				if p := o.proc; p != nil {
-					p.deliver(p.probe)
-				}
-			})
-		}
+		m.reprobe()
+	}
+}
+
+// reprobe makes the others look soon: connections to a dead daemon break at once, and to a new one they
+// are made again.
+func (m *machine) reprobe() {
+	for _, o := range m.w.machines {
+		m.w.after(m.w.between(5*time.Millisecond, 60*time.Millisecond), func() {
+			if p := o.proc; p != nil && o != m {
+				p.deliver(p.probe)
+			}
+		})
 	}
 }
 
@@ -183,6 +188,7 @@ func (m *machine) startDaemon() {
 		p.raft.begin()
 		p.checkDevices()
 	})
+	m.reprobe()
 	p.every(25*time.Millisecond, func() { p.step(core.Tick{}); w.checkLease(p) })
 	p.every(w.timing().Interval, p.beat)
 	p.every(250*time.Millisecond, p.probe)

@@ -40,7 +40,7 @@ func TestStories(t *testing.T) {
 			}
 			s.do(t, d)
 			if len(s.w.bad) > 0 && !strings.Contains(path, "violation") {
-				t.Errorf("%s: %s", path, strings.Join(s.w.bad, "\n"))
+				t.Errorf("%s: VIOLATION %s", path, strings.Join(s.w.bad, "\nVIOLATION "))
 			}
 			return s.news()
 		})

@@ -65,7 +65,10 @@ type Node struct {
 	driver *driver.Driver
 	events *control.EventLog
 	ranks  ranks
-	shelf  shelf
+	memory *memory
+
+	session uint64
+	shelf   shelf
 
 	ready   chan struct{} // closed when calls may be answered
 	changed chan struct{}
@@ -117,6 +120,9 @@ func New(o Options) (*Node, error) {
 	if n.ca, err = pki.LoadCA(dir); err != nil {
 		return nil, err
 	}
+	if n.memory, err = newMemory(o.StateDir, n.log); err != nil {
+		return nil, fmt.Errorf("read %s: %w", seenFile, err)
+	}
 	if err := readJSON(filepath.Join(o.StateDir, peersFile), &n.before); err != nil {
 		return nil, fmt.Errorf("read %s: %w", peersFile, err)
 	}
@@ -151,6 +157,7 @@ func (n *Node) Start() (err error) {
 	n.onClose("driver", func() error { n.driver.Stop(); return nil })
 	close(n.ready)
 	n.goRun("peers", n.followPeers)
+	n.goRun("memory of the peers", n.remember)
 	n.goRun("founding", n.found)
 	n.goRun("fence device checks", n.checkDevices)
 	return n.startControl()
@@ -179,6 +186,7 @@ func (n *Node) startDriver() (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	n.session = sess
 	entries, has := readRecord(recordPath(n.opt.Paths), n.host.Boot)
 	o := driver.Options{Network: &network{n.mesh, n.calls, func() { n.udp.Kick() }}, Machine: n, Logger: n.log, Clock: bootClock, Wall: wallMS,
 		Core: core.Options{Self: n.self, Boot: n.host.Boot, Session: sess, UUID: n.host.UUID, Version: Version, Now: bootClock(), Record: entries, HasRecord: has}}
@@ -232,6 +240,22 @@ func (n *Node) startHeartbeats(sess uint64, t state.Timing) error {
 	return err
 }
 
+// content is what the next heartbeats carry.
+func (n *Node) content() heartbeat.Beat {
+	b := n.driver.Content()
+	b.LastIndex = n.raft.LastIndex()
+	return b
+}
+
+// deliver takes in a heartbeat, unless its sender's state directory went back in time.
+func (n *Node) deliver(_ time.Duration, iface string, b heartbeat.Beat) {
+	s := n.fsm.State()
+	if x := s.Node(b.From); x != nil && b.Echo == n.session {
+		n.memory.heard(x.Admitted, b) // it echoes this process: it was not recorded before our time
+	}
+	n.driver.Beat(core.Beat{Interface: iface, Beat: b})
+}
+
 func (n *Node) interfaces() []string {
 	var out []string
 	for _, l := range n.conf.Links {
@@ -259,6 +283,9 @@ func (n *Node) admitted(name ids.Node) bool {
 		return false
 	}
 	s := n.fsm.State()
+	if n.memory.restored(name) {
+		return false
+	}
 	if s.Node(name) != nil {
 		return true
 	}

@@ -57,28 +57,54 @@ func toRemote(err error) error {
 	return &mesh.RemoteError{Code: "OPERATOR", Msg: string(b)}
 }
 
-// opMemory answers a repeated operation with the first answer.
+// opMemory answers a repeated operation with the first answer, also where the first one is still being
+// carried out.
 type opMemory struct {
 	mu    sync.Mutex
 	order []string
 	m     map[string]control.Answer
+	busy  map[string]chan struct{} // closed when the operation has ended
 }
 
 const opMemoryLen = 256
 
-func (o *opMemory) get(id string) (control.Answer, bool) {
+// begin returns the remembered answer; or nil, and then end must follow the operation.
+func (o *opMemory) begin(ctx context.Context, id string) (*control.Answer, error) {
+	for {
+		o.mu.Lock()
+		if a, ok := o.m[id]; ok {
+			o.mu.Unlock()
+			return &a, nil
+		}
+		first := o.busy[id]
+		if first == nil {
+			if o.busy == nil {
+				o.busy = map[string]chan struct{}{}
+			}
+			o.busy[id] = make(chan struct{})
+		}
+		o.mu.Unlock()
+		if first == nil {
+			return nil, nil
+		}
+		select {
+		case <-first: // where it failed, this one is carried out in its place
+		case <-ctx.Done():
+			return nil, unavailable(ctx.Err())
+		}
+	}
+}
+
+func (o *opMemory) end(id string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	a, ok := o.m[id]
-	return a, ok && id != ""
+	close(o.busy[id])
+	delete(o.busy, id)
 }
 
 func (o *opMemory) put(id string, a control.Answer) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if id == "" {
-		return
-	}
 	if o.m == nil {
 		o.m = map[string]control.Answer{}
 	}
@@ -156,9 +182,16 @@ func (n *Node) handleOperator(ctx context.Context, from ids.Node, method string,
 
 // operate carries out a command on the leader.
 func (n *Node) operate(ctx context.Context, op control.Operation) (control.Answer, error) {
-	if a, ok := n.ops.get(op.ID); ok {
-		return a, nil
+	if op.ID == "" {
+		return n.operateOnce(ctx, op)
 	}
+	switch a, err := n.ops.begin(ctx, op.ID); {
+	case err != nil:
+		return control.Answer{}, err
+	case a != nil:
+		return *a, nil
+	}
+	defer n.ops.end(op.ID)
 	a, err := n.operateOnce(ctx, op)
 	if err == nil {
 		n.ops.put(op.ID, a)

@@ -527,7 +527,7 @@ func (y *yard) follower() *box {
 }
 
 // agree waits until all running nodes have the same state, and returns it.
-func (y *yard) agree() state.State {
+func (y *yard) agree() *state.State {
 	y.t.Helper()
 	var s state.State
 	eventually(y.t, patience, "all nodes have the same state", func() bool {
@@ -547,7 +547,7 @@ func (y *yard) agree() state.State {
 		}
 		return s.Index > 0
 	})
-	return s
+	return &s
 }
 
 // file is a cluster file with one group per name, each with one address.

@@ -89,6 +89,7 @@ const (
 	NoConfig     Code = "NO_CONFIG"
 	TooFewVoters Code = "TOO_FEW_VOTERS"
 	VoterDown    Code = "VOTER_DOWN"
+	LastKnown    Code = "LAST_KNOWN"
 	AllWell      Code = "ALL_WELL"
 )
 
@@ -170,6 +171,7 @@ var catalogue = sorted([]Entry{
 	{NoConfig, Info, "no cluster file has been applied yet", "write one and run: picket apply FILE"},
 	{TooFewVoters, Warning, "{voters} voter: the cluster does not survive the loss of a node yet", "join more nodes: picket token create"},
 	{VoterDown, Warning, "voter {node} is not reachable: the loss of one more node stops the cluster", ""},
+	{LastKnown, Warning, "so it was when this node last knew; nobody leads the cluster now", "look at the other nodes; a majority of the voters must be reachable"},
 	{AllWell, Info, "all nodes are online and every group runs where it is wanted", ""},
 })
 

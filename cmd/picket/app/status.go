@@ -231,6 +231,9 @@ func renderGroup(v core.View, g *state.Group, source string) control.GroupStatus
 	case state.PhaseStopFailed:
 		out.State = "held"
 	}
+	if v.Leader == "" && g.Epoch != 0 {
+		out.State, out.Reason = unled(v, g, out.State)
+	}
 	for _, p := range v.Plan.Groups {
 		if p.Name == g.Name {
 			out.State, out.Reason = p.State, reasonText(p.Reason)
@@ -244,6 +247,20 @@ func renderGroup(v core.View, g *state.Group, source string) control.GroupStatus
 		out.Resources = append(out.Resources, renderResource(v, g.Name, r, out.State))
 	}
 	return out
+}
+
+// unled says what this node can say of an owned group while nobody leads: what it does itself, or what
+// its log said last.
+func unled(v core.View, g *state.Group, last string) (string, control.ReasonText) {
+	if g.Owner.Node != v.Inc.Node {
+		return last, reasonText(reason.New(reason.LastKnown))
+	}
+	for _, l := range v.Local {
+		if l.Name == g.Name && l.Phase != resources.PhaseStopped {
+			return last, reasonText(reason.New(reason.LastKnown))
+		}
+	}
+	return "stopped", reasonText(reason.New(reason.LeaseLost, "node", string(g.Owner.Node)))
 }
 
 // renderResource shows what this node itself sees of a resource it runs, and else follows the group.
@@ -280,7 +297,7 @@ func conditions(v core.View, q control.Quorum, now time.Time) []control.Conditio
 	}
 	list = append(list, v.Plan.Conditions...)
 	for _, s := range v.Servers {
-		if s.Voter && s.Name != v.Inc.Node && slices.ContainsFunc(v.Peers, func(p heartbeat.PeerView) bool { return p.Peer == s.Name && p.Silent }) {
+		if q.OK && s.Voter && s.Name != v.Inc.Node && slices.ContainsFunc(v.Peers, func(p heartbeat.PeerView) bool { return p.Peer == s.Name && p.Silent }) {
 			list = append(list, plan.Condition{Subject: string(s.Name), Reason: reason.New(reason.VoterDown, "node", string(s.Name))})
 		}
 	}
@@ -288,7 +305,7 @@ func conditions(v core.View, q control.Quorum, now time.Time) []control.Conditio
 		list = append(list, plan.Condition{Reason: reason.New(reason.TooFewVoters, "voters", itoa(q.Voters))})
 	}
 	for _, l := range v.Links {
-		if l.State == heartbeat.LinkDead {
+		if l.State == heartbeat.LinkDead && !silent(v, l.Peer) {
 			list = append(list, plan.Condition{Subject: string(l.Peer) + ":" + l.Interface, Reason: reason.New(reason.LinkDead, "node", string(l.Peer), "interface", l.Interface)})
 		}
 	}
@@ -300,6 +317,11 @@ func conditions(v core.View, q control.Quorum, now time.Time) []control.Conditio
 		out = append(out, control.Condition{Code: string(c.Reason.Code), Text: c.Reason.Text(), Action: c.Reason.Action(), Subject: c.Subject, Severity: severity(c.Reason.Code)})
 	}
 	return out
+}
+
+// silent reports whether a peer is heard on no link: then its node is the news, not its cables.
+func silent(v core.View, p ids.Node) bool {
+	return slices.ContainsFunc(v.Peers, func(x heartbeat.PeerView) bool { return x.Peer == p && x.Silent })
 }
 
 func severity(c reason.Code) string {

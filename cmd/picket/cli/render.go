@@ -150,9 +150,9 @@ func seen(node, source string, ms int64, asOf, now time.Time) string {
 	case control.SourceLeader:
 		s += ", from the leader"
 	case control.SourceLog:
-		s += ", from its own log (leader heard " + ageMS(ms) + " ago)"
+		s += ", from its own log" + leaderHeard(ms)
 	case control.SourceStale:
-		s += ", STALE: last known, leader heard " + ageMS(ms) + " ago"
+		s += ", STALE: last known" + leaderHeard(ms)
 	}
 	return s
 }
@@ -281,4 +281,12 @@ func places(s string) string {
 		b.WriteString(s[:i] + strings.ToUpper(s[i+1:j]))
 		s = s[j+1:]
 	}
+}
+
+// leaderHeard says how long ago the leader was heard; below zero: there is none.
+func leaderHeard(ms int64) string {
+	if ms < 0 {
+		return " (no leader)"
+	}
+	return " (leader heard " + ageMS(ms) + " ago)"
 }

@@ -68,7 +68,8 @@ sim-long: go ## the simulated cluster for hours (SEEDS=100000)
 
 .PHONY: stories-long
 stories-long: go tools namespaces ## every story in namespaces again and again (COUNT=20)
-	go test -count=$${COUNT:-20} -p 1 -timeout 24h ./integration/... ./cmd/picket-lab
+	PICKET_STORIES_REPEAT=$${COUNT:-20} go test -count=1 -p 1 -timeout 24h -v ./integration/stories
+	go test -count=$${COUNT:-20} -p 1 -timeout 24h ./integration/netlab/... ./cmd/picket-lab
 
 .PHONY: fuzz
 fuzz: go ## every fuzz target for a short while (FUZZTIME=20s)
@@ -78,8 +79,9 @@ fuzz: go ## every fuzz target for a short while (FUZZTIME=20s)
 		done; done
 
 .PHONY: bench
-bench: go tools ## figures: failover split into its parts, and the rooms' benchmarks
-	go test -run '^$$' -bench . -benchtime $${BENCHTIME:-1s} -p 1 -timeout 60m ./...
+bench: go tools namespaces ## figures: takeover split into its parts (out/bench), and the rooms' benchmarks
+	go test -run '^$$' -bench . -benchtime 1x -timeout 120m ./integration/bench
+	go test -run '^$$' -bench . -benchtime $${BENCHTIME:-1s} -p 1 -timeout 60m $$(go list ./... | grep -v /integration/bench)
 
 .PHONY: golden
 golden: go ## rewrite golden files and stories, then show what changed: read it before you commit it

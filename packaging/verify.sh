@@ -24,7 +24,7 @@ staticcheck)
 	;;
 rules)
 	# Imports per room, what pure rooms may not use, sizes of files and functions.
-	go test -count=1 -run 'TestHouse' ./integration/report
+	go test -count=1 ./consensus
 	;;
 module)
 	# go.mod is complete and nothing in the cache was tampered with.

@@ -87,7 +87,7 @@ func demo(ctx context.Context, o demoOptions) error {
 	held, err := demoScenes(ctx, c, o, sh)
 	logs := ""
 	if !held {
-		logs = c.Logs(ctx, 20)
+		logs = c.Logs(20)
 	}
 	if cerr := c.Lab.Close(); cerr != nil && err == nil {
 		err = cerr

@@ -72,7 +72,7 @@ func File(nodes []string, witness, extra string) string {
 
 // Form starts the lab and makes a cluster of its nodes: init on the first, token create and join
 // for each other one, apply; it returns when the cluster says that all is well and the service runs.
-// On an error the lab is closed; its directory stays.
+// On an error the lab is closed; its directory stays, and the error ends with the daemons' last lines.
 func Form(ctx context.Context, o Options) (*Cluster, error) {
 	if len(o.Lab.Nodes) == 0 {
 		o.Lab.Nodes = []string{"node1", "node2", "node3"}
@@ -87,6 +87,9 @@ func Form(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	c := &Cluster{Lab: lab, Nodes: slices.Clone(o.Lab.Nodes), Witness: o.Lab.Witness, ran: o.Ran}
 	if err := c.form(ctx, o.File); err != nil {
+		if ctx.Err() == nil {
+			err = fmt.Errorf("%w\n%s", err, c.Logs(20))
+		}
 		_ = lab.Close() // the first error is the one that matters
 		return nil, err
 	}
@@ -186,7 +189,7 @@ func (c *Cluster) Ask(ctx context.Context, node string, args ...string) (netlab.
 func (c *Cluster) Index(node string) int { return slices.Index(c.Nodes, node) }
 
 // Logs returns the last lines of every daemon's log, at most n of each.
-func (c *Cluster) Logs(ctx context.Context, n int) string {
+func (c *Cluster) Logs(n int) string {
 	var b strings.Builder
 	for _, node := range c.Nodes {
 		raw, err := os.ReadFile(filepath.Join(c.Lab.Dir(), "nodes", node, "daemon.log"))

@@ -38,11 +38,19 @@ func (c *Core) execute() {
 		f := &c.st.Fences[i]
 		for _, a := range f.Attempts {
 			k := attemptKey{f.ID, a.N}
-			if a.Executor != c.opt.Self || a.End != 0 || c.attempt[k] != nil || c.leader == "" || c.life < lifeAnnounce {
+			if a.Executor != c.opt.Self || a.End != 0 || c.attempt[k] != nil || c.leader == "" || c.inc.Gen == 0 {
 				continue
 			}
 			dev := (&state.NodeConfig{Fence: f.Devices}).Device(a.Device)
 			if dev == nil || f.Target.Node == c.opt.Self {
+				continue
+			}
+			if a.Begin < c.inc.Gen {
+				// An earlier process of this node may have sent the command: only the end of the BMC's
+				// session says that it will not strike any more.
+				c.attempt[k] = &attempt{done: true}
+				c.say("end/"+itoa(f.ID)+"/"+itoa(uint64(a.N)), state.FenceEnd{Fence: f.ID, N: a.N, Report: fencing.Report{Op: a.Op,
+					Outcome: fencing.OutcomeExpired, Identity: fencing.IdentityUnproven, Sent: 1, Detail: "its executor was restarted"}})
 				continue
 			}
 			c.attempt[k] = &attempt{deadline: a.Deadline}
@@ -162,7 +170,7 @@ func (c *Core) deviceFacts() []plan.DeviceFact {
 func (c *Core) expired(f *state.Fence) []int {
 	var out []int
 	for _, a := range f.Attempts {
-		if a.End == 0 && c.now-c.lastWord(f, a) > a.Deadline+plan.SessionLife {
+		if (a.End == 0 || a.MayStrike()) && c.now-c.lastWord(f, a) > a.Deadline+plan.SessionLife {
 			out = append(out, a.N)
 		}
 	}

@@ -83,7 +83,7 @@ func stopFailed(s state.State, f Facts, inc ids.Incarnation) reason.Reason {
 func expire(fe *state.Fence, ff FenceFact) []Op {
 	var ops []Op
 	for _, a := range fe.Attempts {
-		if a.End == 0 && slices.Contains(ff.Expired, a.N) {
+		if (a.End == 0 || a.MayStrike()) && slices.Contains(ff.Expired, a.N) {
 			ops = append(ops, Op{fmt.Sprintf("end/%d/%d", fe.ID, a.N), state.FenceEnd{Fence: fe.ID, N: a.N,
 				Report: fencing.Report{Op: a.Op, Outcome: fencing.OutcomeExpired, Identity: fencing.IdentityUnproven, Detail: "no answer from " + string(a.Executor)}}})
 		}

@@ -83,7 +83,7 @@ func (s *State) NewBootOwns(f *Fence) bool {
 // trimFences forgets the oldest closed fences beyond MaxFences. One with an attempt under way stays.
 func trimFences(f []Fence) []Fence {
 	for i := 0; len(f) > MaxFences && i < len(f); {
-		if f[i].Open() || slices.ContainsFunc(f[i].Attempts, func(a Attempt) bool { return a.End == 0 }) {
+		if f[i].Open() || slices.ContainsFunc(f[i].Attempts, func(a Attempt) bool { return a.End == 0 || a.MayStrike() }) {
 			i++
 			continue
 		}
@@ -120,6 +120,8 @@ func (c ctx) fenceBegin(cmd FenceBegin) Result {
 		return refuse(reason.RefusedStale, "node", string(cmd.Executor))
 	case underWay(f) >= MaxUnderWay:
 		return refuse(reason.RefusedOpen, "what", "the newest power attempt", "why", "too many are under way")
+	case mayStrike(f) >= MaxAttempts:
+		return refuse(reason.RefusedOpen, "what", "a power command", "why", "too many may still be on their way to "+string(f.Target.Node))
 	case cmd.Deadline <= 0 || cmd.Deadline > MaxDeadline:
 		return refuse(reason.RefusedConfig, "why", "a power attempt needs a deadline of at most 5m")
 	}
@@ -129,6 +131,17 @@ func (c ctx) fenceBegin(cmd FenceBegin) Result {
 		Device: cmd.Device, Op: cmd.Op, Deadline: cmd.Deadline, At: c.at})
 	f.trimAttempts()
 	return Result{}
+}
+
+// mayStrike counts the attempts whose command may still take effect: none of them is ever forgotten.
+func mayStrike(f *Fence) int {
+	n := 0
+	for _, a := range f.Attempts {
+		if a.MayStrike() {
+			n++
+		}
+	}
+	return n
 }
 
 // underWay counts the attempts that have begun and not ended.
@@ -148,7 +161,7 @@ func (f *Fence) trimAttempts() {
 	proved := map[string]bool{}
 	keep := func(a Attempt) bool {
 		d := (&NodeConfig{Fence: f.Devices}).Device(a.Device)
-		if a.End == 0 || (f.Evidence != nil && f.Evidence.Attempt == a.N) {
+		if a.End == 0 || a.MayStrike() || (f.Evidence != nil && f.Evidence.Attempt == a.N) {
 			return true
 		}
 		if d == nil || proved[a.Device] || attemptProves(f, *d, a) != "" {
@@ -173,7 +186,9 @@ func (c ctx) fenceEnd(cmd FenceEnd) Result {
 		return refuse(reason.RefusedUnknown, "what", "fence", "name", itoa(cmd.Fence))
 	}
 	i := slices.IndexFunc(f.Attempts, func(a Attempt) bool { return a.N == cmd.N })
-	if i < 0 || f.Attempts[i].End != 0 {
+	// A second end is the leader's, who has waited out the life of the BMC's session.
+	settles := i >= 0 && f.Attempts[i].End != 0 && f.Attempts[i].MayStrike() && cmd.Report.Outcome == fencing.OutcomeExpired && cmd.Report.Sent == 0
+	if i < 0 || (f.Attempts[i].End != 0 && !settles) {
 		return refuse(reason.RefusedStale, "node", string(f.Target.Node))
 	}
 	if err := cmd.Report.Check(); err != nil {
@@ -181,6 +196,10 @@ func (c ctx) fenceEnd(cmd FenceEnd) Result {
 	}
 	f = c.fence(cmd.Fence)
 	f.Attempts = slices.Clone(f.Attempts)
+	if settles {
+		f.Attempts[i].Settled = c.index
+		return Result{}
+	}
 	rep := cmd.Report
 	rep.Detail = clip(rep.Detail)
 	f.Attempts[i].End, f.Attempts[i].Report, f.Attempts[i].DoneAt = c.index, &rep, c.at

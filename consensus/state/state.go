@@ -192,8 +192,11 @@ type Attempt struct {
 	End      uint64        `json:"end,omitempty"`
 	// Report is what the executor saw; nil while the attempt runs.
 	Report *fencing.Report `json:"report,omitempty"`
-	At     int64           `json:"at"`
-	DoneAt int64           `json:"done_at,omitempty"`
+	// Settled is the log index at which the life of the BMC's session was waited out, for an attempt that
+	// ended with a command sent and nothing read off: until then the command may still strike.
+	Settled uint64 `json:"settled,omitempty"`
+	At      int64  `json:"at"`
+	DoneAt  int64  `json:"done_at,omitempty"`
 }
 
 // EvidenceKind says why a boot is believed dead.
@@ -306,15 +309,27 @@ func (s *State) IsCondemned(n ids.Node, b ids.Boot) bool {
 	return node != nil && slices.Contains(node.Condemned, b)
 }
 
-// PendingPower reports whether a power-off attempt against the node has begun and not ended: it may
-// still be on its way, so no boot of that node may own anything (rule 10).
+// MayStrike reports whether the attempt's power-off may still take effect: the attempt has not ended, or
+// it ended with a command sent and nothing read off, and that is not settled yet.
+func (a Attempt) MayStrike() bool {
+	switch {
+	case a.Op != fencing.OpOff:
+		return false
+	case a.End == 0 || a.Report == nil:
+		return true
+	}
+	return a.Settled == 0 && a.Report.Sent > 0 && a.Report.Outcome != fencing.OutcomeOff
+}
+
+// PendingPower reports whether a power-off attempt against the node may still strike: its command may
+// be on its way, so no boot of that node may own anything (rule 10).
 func (s *State) PendingPower(n ids.Node) bool {
 	for i := range s.Fences {
 		if s.Fences[i].Target.Node != n {
 			continue
 		}
 		for _, a := range s.Fences[i].Attempts {
-			if a.End == 0 && a.Op == fencing.OpOff {
+			if a.MayStrike() {
 				return true
 			}
 		}

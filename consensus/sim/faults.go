@@ -81,7 +81,7 @@ func (w *World) gentleFault() {
 	case 2:
 		w.say("fault: %s: picket is killed and comes back", m.name)
 		m.kill()
-		w.after(w.between(100*time.Millisecond, t.RestartGrace/3), m.startDaemon)
+		w.after(w.between(100*time.Millisecond, t.RestartGrace-6*t.Interval), m.startDaemon)
 		w.run(2 * t.Lost())
 	}
 }

@@ -32,7 +32,8 @@ var mutantList = []mutant{
 		{"state/apply_group.go", "	if g.Epoch != 0 {\n		return refuse(reason.RefusedOwned", "	if false {\n		return refuse(reason.RefusedOwned"},
 		{"plan/place.go", "if g.Epoch != 0 || g.Stopped ||", "if (g.Epoch != 0 && g.Phase != state.PhaseStarted) || g.Stopped ||"}}, 16},
 	{"a command that was sent proves death", []change{
-		{"state/apply_fence.go", "case r.Op != fencing.OpOff || r.Outcome != fencing.OutcomeOff || r.OffReadings < 2:", "case r.Op != fencing.OpOff || (r.Sent == 0 && !r.AlreadyOff):"}}, 32},
+		{"state/apply_fence.go", "case r.Op != fencing.OpOff || r.Outcome != fencing.OutcomeOff || r.OffReadings < 2:", "case r.Op != fencing.OpOff || (r.Sent == 0 && !r.AlreadyOff):"},
+		{"core/facts.go", "if a.Report.Outcome == fencing.OutcomeOff {", "if true {"}}, 64},
 	{"a condemned boot may go on", []change{
 		{"state/apply_node.go", "if slices.Contains(old.Condemned, cmd.Boot) {", "if false {"},
 		{"core/core.go", "if c.st.IsCondemned(c.opt.Self, c.opt.Boot) {", "if false {"}}, 48},

@@ -25,7 +25,7 @@ import (
 //	block from=A to=B          one direction, every NIC; heal [node=N] ends cuts and blocks
 //	power node=N off|on|reboot    plug node=N in|out     the cord feeds the BMC too
 //	kill|start|pause|resume|freeze|thaw|leave node=N      the daemon, or with freeze the machine
-//	bmc node=N honest|dead|slow|ok|off|wrong
+//	bmc node=N honest|dead|slow|late|ok|off|wrong
 //	fault node=N op=start|stop|monitor group=G mode=fail|hang|late|none
 //	standby|online node=N    move group=G to=N    group group=G stop|start    cleanup group=G
 //	fence|confirm node=N     an operator's fence, and his word that it is off
@@ -178,6 +178,8 @@ func (s *story) bmc(m *machine, how string) {
 		b.dead = true
 	case "slow":
 		b.latency, b.act = 3*time.Second, 10*time.Second
+	case "late":
+		b.act = 40 * time.Second
 	case "ok", "off":
 		b.lies = how
 	case "wrong":

@@ -19,6 +19,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/picket-ha/picket/cmd/picket/config"
 	"github.com/picket-ha/picket/cmd/picket/control"
@@ -222,6 +223,9 @@ func (y *yard) add(name string) *box {
 		b.crash()
 		b.wipe()
 		os.RemoveAll(run)
+		if os.Getenv(inside) == "1" {
+			b.unplug(false)
+		}
 		if y.t.Failed() {
 			text := b.log.String()
 			if len(text) > 6000 && os.Getenv("PICKET_TEST_LOG") == "" {
@@ -284,6 +288,9 @@ func (b *box) tryStart() error {
 
 func (b *box) start() {
 	b.t.Helper()
+	if os.Getenv(inside) == "1" {
+		b.unplug(false)
+	}
 	if err := b.tryStart(); err != nil {
 		b.t.Fatalf("start %s: %v", b.name, err)
 	}
@@ -356,10 +363,24 @@ func (c *chassis) PowerOff() error {
 	b := (*box)(c)
 	b.crash()
 	b.wipe()
+	b.unplug(true)
 	b.mu.Lock()
 	b.on = false
 	b.mu.Unlock()
 	return nil
+}
+
+// unplug makes the machine's address unreachable, or reachable again: a kernel without a daemon refuses
+// connections, a machine without power does not.
+func (b *box) unplug(off bool) {
+	r := &netlink.Route{Dst: &net.IPNet{IP: b.addr.AsSlice(), Mask: net.CIDRMask(32, 32)}, Type: unix.RTN_UNREACHABLE, Table: unix.RT_TABLE_LOCAL}
+	f, bad := netlink.RouteDel, unix.ESRCH
+	if off {
+		f, bad = netlink.RouteAdd, unix.EEXIST
+	}
+	if err := f(r); err != nil && !errors.Is(err, bad) {
+		b.t.Errorf("unplug %s: %v", b.name, err)
+	}
 }
 
 // PowerOn gives the machine power and a new boot id; the test starts the daemon, if it wants one.

@@ -58,6 +58,8 @@ var mutantList = []mutant{
 		{"state/apply_group.go", "g.Phase, g.RevokeAt, g.RevokeFor, g.Why, g.Since = PhaseRevoked, c.index, cmd.For, clipReason(cmd.Why), c.at", "c.free(g, cmd.Why)"}}, 16},
 	{"a shot may go although its fence is closed", []change{
 		{"core/leader.go", "(t.Op != fencing.OpOff || f.Open())", "(t.Op != fencing.OpOff || true)"}}, 64},
+	{"a power attempt that ended cannot strike any more", []change{
+		{"state/state.go", "return a.Settled == 0 && a.Report.Sent > 0 && a.Report.Outcome != fencing.OutcomeOff", "return false"}}, 1},
 	{"a node that talks is off if its BMC says so", []change{
 		{"plan/fence.go", "return x.fact.Age >= 2*timing(s).Interval && !x.fact.Others", "return true"}}, 1},
 	{"a witness may own", []change{

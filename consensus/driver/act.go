@@ -21,8 +21,9 @@ const (
 )
 
 // do carries out one action. Nothing here blocks the loop except Record, which writes to memory-backed
-// storage and must be complete before the next action.
-func (d *Driver) do(a core.Action) {
+// storage and must be complete before the next action. It reports whether the driver may go on: what
+// cannot be recorded must not be started.
+func (d *Driver) do(a core.Action) bool {
 	switch a := a.(type) {
 	case core.Propose:
 		d.propose(a)
@@ -43,6 +44,7 @@ func (d *Driver) do(a core.Action) {
 	case core.Record:
 		if err := d.o.Machine.Record(a.Entries); err != nil {
 			d.o.Machine.Fatal(err)
+			return false
 		}
 	case core.Run:
 		d.run(a)
@@ -78,6 +80,7 @@ func (d *Driver) do(a core.Action) {
 	case core.Exit:
 		d.o.Machine.Exit(a.Clean)
 	}
+	return true
 }
 
 // spawn runs f in a goroutine that Stop waits for. Their number is bounded by core: one proposal per

@@ -233,9 +233,17 @@ func (d *Driver) step(ev core.Event) {
 		b := d.c.Report(d.o.Clock())
 		d.content.Store(&b)
 	}
+	d.carry(acts)
+}
+
+// carry carries out actions in their order, up to one after which this process must not go on.
+func (d *Driver) carry(acts []core.Action) {
 	for _, a := range acts {
 		d.trace("out", a)
-		d.do(a)
+		if !d.do(a) {
+			d.stop()
+			return
+		}
 	}
 }
 

@@ -287,7 +287,9 @@ func TestFence(t *testing.T) {
 		h, _ := b.cli.FenceHistory(t.Context())
 		r := h[0]
 		if r.Node != owner.name || r.BootID != string(boot) || r.Evidence != "power-off" || r.Text == "" || r.Opened.IsZero() || r.Closed.IsZero() ||
-			!slices.ContainsFunc(r.Attempts, func(a control.FenceAttempt) bool { return a.Outcome == "off" && a.Executor != owner.name && a.Device == "ipmi-1" && a.TookMS > 0 }) {
+			!slices.ContainsFunc(r.Attempts, func(a control.FenceAttempt) bool {
+				return a.Outcome == "off" && a.Executor != owner.name && a.Device == "ipmi-1" && a.TookMS > 0
+			}) {
 			t.Errorf("fence history on %s: %+v", b.name, r)
 		}
 	}

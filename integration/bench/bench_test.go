@@ -22,6 +22,7 @@ var opt struct {
 	idle           time.Duration
 	out            string
 	keep           bool
+	medians        map[string]float64 // of each series, in ms
 }
 
 // TestMain makes the test binary also the programs that run on the lab's machines.
@@ -40,7 +41,10 @@ func TestMain(m *testing.M) {
 	flag.StringVar(&opt.out, "out", "../../out/bench", "directory for the JSON lines")
 	flag.BoolVar(&opt.keep, "keep", false, "keep the labs' directories")
 	flag.Parse()
-	os.Exit(m.Run())
+	opt.medians = map[string]float64{}
+	code := m.Run()
+	ratios()
+	os.Exit(code)
 }
 
 // program returns what this process is meant to be instead of a test, nil for a test.

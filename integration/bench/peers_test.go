@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -153,14 +154,32 @@ func BenchmarkKeepalived(b *testing.B) {
 	if err := o.steady(ctx); err != nil {
 		b.Fatal(err)
 	}
-	if err := o.lab.Kill(ctx, "node1"); err != nil {
+	// Both processes at once, as the kernel's memory killer or a bug in common would end them: a child
+	// that outlives its parent cleans up.
+	if err := o.kill9(ctx, "node1"); err != nil {
 		b.Fatal(err)
 	}
 	if err := wait(ctx, 2*time.Second); err != nil {
 		b.Fatal(err)
 	}
-	show("  after kill -9 of its daemons on node1, 2 s later, the address is on: %v", o.holders(ctx))
+	show("  after kill -9 of all its processes on node1, 2 s later, the address is on: %v", o.holders(ctx))
 	b.ReportMetric(0, "ns/op")
+}
+
+// kill9 ends every process of keepalived on a node, in one instant as far as that goes.
+func (o *other) kill9(ctx context.Context, node string) error {
+	list, err := o.lab.Processes(ctx, node)
+	if err != nil {
+		return err
+	}
+	argv := []string{"kill", "-9"}
+	for _, p := range list {
+		if strings.Contains(p.Command, "keepalived") {
+			argv = append(argv, fmt.Sprint(p.PID))
+		}
+	}
+	_, err = o.lab.Run(ctx, node, argv...)
+	return err
 }
 
 // case3 repeats fault and repair and prints the outage.

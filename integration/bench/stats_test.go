@@ -129,7 +129,27 @@ func (s *series) table(b *testing.B) string {
 		}
 	}
 	record(b, s.name, sum)
+	if v := s.values(s.order[0], nil); len(v) > 0 {
+		opt.medians[s.name] = median(v)
+	}
 	return t.String()
+}
+
+// ratios compares what was measured by this process: the same machine, the same minutes.
+func ratios() {
+	for _, r := range []struct{ name, of, to string }{
+		{"planned move, picket / keepalived 0.1 s", "move", "keepalived-planned"},
+		{"node death, picket (fenced) / keepalived 0.1 s (not fenced)", "crash", "keepalived-node-death"},
+		{"death of owner and leader, picket (fenced) / keepalived 0.1 s (not fenced)", "crash-of-the-leader", "keepalived-node-death"},
+		{"planned move, picket / by hand", "move", "floor-move-by-hand"},
+		{"planned move without the wait of the ARP probe, picket / by hand", "move-probe-wait-1ms", "floor-move-by-hand"},
+		{"planned move, with / without the wait of the ARP probe", "move", "move-probe-wait-1ms"},
+		{"one commit / one fsync of 4 KiB", "commit", "floor-fsync-4k"},
+	} {
+		if x, y := opt.medians[r.of], opt.medians[r.to]; x > 0 && y > 0 {
+			show("ratio of medians: %-76s %7.2f / %7.2f ms = %.2f", r.name, x, y, x/y)
+		}
+	}
 }
 
 // show prints what a human reads, without the prefixes of the testing package.

@@ -343,7 +343,49 @@ func BenchmarkTakeover(b *testing.B) {
 			}
 		})
 	}
+	b.Run("commit", func(b *testing.B) {
+		if once(b) {
+			t.commits(b)
+		}
+	})
 	t.judge(b)
+}
+
+// commits measures one entry of the idle cluster's log, lease ticks, from the moment at which the
+// leader's core wants it to the moment at which it has been applied there: two stores in turn (the
+// leader's, then the quicker follower's), one journey there and back over TLS.
+func (t *bed) commits(b *testing.B) {
+	b.Helper()
+	ctx := b.Context()
+	if _, err := t.place(ctx, func(o, l string) bool { return o != l }); err != nil {
+		b.Fatal(err)
+	}
+	s := newSeries("commit", "lease tick proposed -> committed", "  committed on the leader -> applied on the owner", "  renewal sent -> its grant in hand")
+	busy := calmDown()
+	if err := t.trace.forget(); err != nil {
+		b.Fatal(err)
+	}
+	if err := wait(ctx, time.Duration(opt.runs)*800*time.Millisecond); err != nil {
+		b.Fatal(err)
+	}
+	if err := t.trace.read(); err != nil {
+		b.Fatal(err)
+	}
+	for _, x := range t.trace.steps {
+		if !strings.HasPrefix(x.what, "out propose state.LeaseTick") {
+			continue
+		}
+		done, ok1 := t.trace.find(x.t, x.node, "in applied state.LeaseTick")
+		sent, ok2 := t.trace.last(x.t-int64(200*time.Millisecond), x.t, "", "out send renew")
+		got, ok3 := t.trace.find(x.t, sent.node, "in received renewed")
+		here, ok4 := t.trace.find(x.t, sent.node, "in applied state.LeaseTick")
+		if ok1 && ok2 && ok3 && ok4 {
+			s.add(b, map[string]float64{s.order[0]: ms(done.t - x.t), s.order[1]: ms(here.t - done.t), s.order[2]: ms(got.t - sent.t)}, "", busy)
+		}
+	}
+	show("%s", s.table(b))
+	b.ReportMetric(median(s.values(s.order[0], nil)), "commit-ms-p50")
+	b.ReportMetric(0, "ns/op")
 }
 
 // judge lets the lab's own observers say whether the address ever had two owners meanwhile.

@@ -24,6 +24,7 @@ type attempt struct {
 // gate is one power command that waits for the leader's word.
 type gate struct {
 	token uint64
+	to    ids.Node // the leader that was asked: only its word counts
 	key   attemptKey
 	asked time.Duration // before the question was sent: the attempt's deadline counts from here
 }
@@ -82,13 +83,13 @@ func (c *Core) gateAsked(e GateAsked) {
 		return
 	}
 	n := c.id()
-	c.gates[n] = gate{token: e.Token, key: k, asked: c.now}
+	c.gates[n] = gate{token: e.Token, to: c.leader, key: k, asked: c.now}
 	c.do(Send{c.leader, Message{Ask: &Ask{Fence: e.Fence, N: e.N, Nonce: n}}})
 }
 
-func (c *Core) takeStand(s Stand) {
+func (c *Core) takeStand(from ids.Node, s Stand) {
 	g, ok := c.gates[s.Nonce]
-	if !ok {
+	if !ok || g.to != from {
 		return
 	}
 	delete(c.gates, s.Nonce)

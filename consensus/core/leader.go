@@ -231,7 +231,7 @@ func (c *Core) received(e Received) {
 	case m.Report != nil:
 		c.takeReport(e.From, m.Report.Entry)
 	case m.Renew != nil:
-		c.takeRenewal(*m.Renew)
+		c.takeRenewal(e.From, *m.Renew)
 	case m.Renewed != nil:
 		if m.Renewed.Inc == c.inc {
 			c.own.Granted(m.Renewed.K, m.Renewed.Index)
@@ -239,7 +239,7 @@ func (c *Core) received(e Received) {
 	case m.Ask != nil:
 		c.takeAsk(e.From, *m.Ask)
 	case m.Stand != nil:
-		c.takeStand(*m.Stand)
+		c.takeStand(e.From, *m.Stand)
 	case len(m.Devices) > 0:
 		for _, d := range m.Devices {
 			if d.Executor == e.From && len(c.devices) < maxDevices {
@@ -258,23 +258,48 @@ func (c *Core) takeReport(from ids.Node, b []byte) {
 	if err != nil {
 		return
 	}
-	push := true
-	switch cmd := e.Cmd.(type) {
-	case state.NodeUp, state.NodeLeave, state.Released, state.StartFailed, state.StopFailed, state.MonitorFailed, state.FenceEnd:
-	case state.Started:
-		push = false
-	default:
-		_ = cmd
-		return
+	if c.speaker(e.Cmd) != from {
+		return // a node speaks for itself only
 	}
+	_, started := e.Cmd.(state.Started)
+	push := !started
 	c.propose("report/"+string(from)+"/"+string(b), e.Cmd, push)
+}
+
+// speaker returns the node that may say a command, or "" for a command that no node reports.
+func (c *Core) speaker(cmd state.Command) ids.Node {
+	switch cmd := cmd.(type) {
+	case state.NodeUp:
+		return cmd.Node
+	case state.NodeLeave:
+		return cmd.Inc.Node
+	case state.Started:
+		return cmd.Inc.Node
+	case state.Released:
+		return cmd.Inc.Node
+	case state.StartFailed:
+		return cmd.Inc.Node
+	case state.StopFailed:
+		return cmd.Inc.Node
+	case state.MonitorFailed:
+		return cmd.Inc.Node
+	case state.FenceEnd:
+		if f := c.st.Fence(cmd.Fence); f != nil {
+			for _, a := range f.Attempts {
+				if a.N == cmd.N {
+					return a.Executor
+				}
+			}
+		}
+	}
+	return ""
 }
 
 // takeRenewal queues a renewal of the newest incarnation of a node that shows that it hears its
 // grants; every other gets no tick (rule 12).
-func (c *Core) takeRenewal(r Renew) {
+func (c *Core) takeRenewal(from ids.Node, r Renew) {
 	n := c.st.Node(r.Inc.Node)
-	if !c.lead.is || !c.lead.ready || n == nil || n.Up != r.Inc || n.Left || c.st.IsCondemned(r.Inc.Node, r.Inc.Boot) {
+	if r.Inc.Node != from || !c.lead.is || !c.lead.ready || n == nil || n.Up != r.Inc || n.Left || c.st.IsCondemned(r.Inc.Node, r.Inc.Boot) {
 		return
 	}
 	if !c.stamps.Hears(c.now, r.Inc, r.Renewal, c.timing.Lease) {

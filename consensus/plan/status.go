@@ -106,6 +106,11 @@ func fenceHold(s state.State, f Facts, x *nodeView, fe *state.Fence) reason.Reas
 		}
 		return reason.New(reason.WaitsForDrain, "node", node, "left", dur(max(0, fe.Drain-ff.SinceProof)))
 	}
+	if heard := f.fence(fe.ID).Heard; heard != "" && heard != fe.Target.Boot && x != nil && heard == x.node.Up.Boot {
+		if why := state.Admissible(&s, fe, state.Evidence{Kind: state.Rebooted, NewBoot: heard}); why != "" {
+			return reason.New(reason.RebootUnproven, "node", node, "why", why, "groups", groups)
+		}
+	}
 	if len(fe.Devices) == 0 && !fe.NoPower {
 		return reason.New(reason.FenceNoDevice, "node", node)
 	}

@@ -49,6 +49,7 @@ const (
 	FenceUnproven     Code = "FENCE_UNPROVEN"
 	FenceNoDevice     Code = "FENCE_NO_DEVICE"
 	FenceNoExecutor   Code = "FENCE_NO_EXECUTOR"
+	RebootUnproven    Code = "REBOOT_UNPROVEN"
 	FenceContradicted Code = "FENCE_CONTRADICTED"
 	FenceIdentity     Code = "FENCE_IDENTITY"
 	FenceDeviceFailed Code = "FENCE_DEVICE_FAILED"
@@ -137,6 +138,7 @@ var catalogue = sorted([]Entry{
 	{FenceUnproven, Critical, "{node} is lost and it is not proven off: {why}; {groups} held", "check its fence device and power; if you are sure {node} has no power: picket fence confirm {node}"},
 	{FenceNoDevice, Critical, "{node} has no fence device", "add one under nodes: {node}: fence: in the cluster file, then picket apply"},
 	{FenceNoExecutor, Critical, "no node can reach a fence device of {node}", "check the network between the nodes and the BMC of {node}"},
+	{RebootUnproven, Critical, "{node} is back with a new boot, but that does not prove its old one dead: {why}; {groups} held", "if you are sure that this is the same machine, rebooted: picket fence confirm {node}"},
 	{FenceContradicted, Critical, "the fence device says {node} is off, but {node} still talks", "the fence device may belong to another machine: check its address in the cluster file"},
 	{FenceIdentity, Critical, "the fence device of {node} does not prove which machine it powers: {why}", "check the BMC address; if it is right, set identity: trusted on the fence device"},
 	{FenceDeviceFailed, Warning, "fence device {device} of {node} does not answer from {executor}: {why}", "check the BMC's address, user and password file; until then {node} may not be provable dead"},

@@ -105,6 +105,9 @@ func (c ctx) nodeRemove(cmd NodeRemove) Result {
 	if n == nil {
 		return refuse(reason.RefusedUnknown, "what", "node", "name", string(cmd.Name))
 	}
+	if len(c.s.Nodes) == 1 {
+		return refuse(reason.RefusedOpen, "what", "the cluster", "why", string(cmd.Name)+" is its last node")
+	}
 	if len(c.s.OwnedBoots(cmd.Name)) > 0 {
 		return refuse(reason.RefusedOpen, "what", "ownership", "why", string(cmd.Name)+" owns groups: move them away first")
 	}

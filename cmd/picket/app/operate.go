@@ -403,13 +403,16 @@ func (n *Node) confirm(ctx context.Context, op control.Operation) (control.Answe
 	if x == nil {
 		return control.Answer{}, refusal(reason.New(reason.RefusedUnknown, "what", "node", "name", op.Node))
 	}
-	if sign := n.alive(ctx, x.Name, s.Config.Timing); sign != "" {
-		return control.Answer{}, refusal(reason.New(reason.RefusedAlive, "node", op.Node, "why", sign))
-	}
 	var open *state.Fence
 	for i := range s.Fences {
 		if f := &s.Fences[i]; f.Open() && f.Target.Node == x.Name {
 			open = f
+		}
+	}
+	// A later boot that talks is no sign of life of the condemned one.
+	if open == nil || open.Target.Boot == x.Up.Boot {
+		if sign := n.alive(ctx, x.Name, s.Config.Timing); sign != "" {
+			return control.Answer{}, refusal(reason.New(reason.RefusedAlive, "node", op.Node, "why", sign))
 		}
 	}
 	if open == nil {

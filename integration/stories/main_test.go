@@ -263,7 +263,13 @@ func (s *story) noPower(node string) {
 // await waits until the cluster's status is as wanted.
 func (s *story) await(what string, ok func(cluster.Status) bool) cluster.Status {
 	s.Helper()
-	st, err := s.Await(s.ctx, act, func(st cluster.Status) string {
+	return s.awaitIn(act, what, ok)
+}
+
+// awaitIn is await with a bound of its own.
+func (s *story) awaitIn(d time.Duration, what string, ok func(cluster.Status) bool) cluster.Status {
+	s.Helper()
+	st, err := s.Await(s.ctx, d, func(st cluster.Status) string {
 		if ok(st) {
 			return ""
 		}
@@ -320,6 +326,11 @@ func (s *story) noOutage() {
 	s.must(err)
 	if g.Length() >= cluster.NoOutage {
 		s.Errorf("the client had no answer for %s", g.Length())
+	}
+	touched, err := s.Untouched(s.ctx, s.from)
+	s.must(err)
+	if touched != "" {
+		s.Errorf("the address was touched: %s", touched)
 	}
 }
 

@@ -24,7 +24,7 @@ var (
 	reIntent  = regexp.MustCompile(`^(\S+) must be proven dead: `)
 	reGrant   = regexp.MustCompile(`^group (\S+) granted to (\S+) at epoch (\d+): `)
 	reRuns    = regexp.MustCompile(`^group (\S+) runs on (\S+)$`)
-	reRelease = regexp.MustCompile(`^group (\S+) released by (\S+): `)
+	reRelease = regexp.MustCompile(`^group (\S+) (?:released by|failed to start on) (\S+): `)
 )
 
 // PowerCommand is one chassis control command as a BMC received it.
@@ -97,8 +97,8 @@ func (a *audit) breaks(format string, args ...any) {
 //   - every power command a BMC received lies within a committed attempt against that very node, by
 //     the node that sent it, in that direction; no reset and no cycle was ever sent;
 //   - proof comes after its intent and not while an attempt that is to prove it still runs;
-//   - a group is granted only when its owner released it or was proven dead, and runs only where it
-//     was granted, afterwards.
+//   - a group is granted only when its owner released it (or reported that it could not start it and
+//     stopped what it had started), or was proven dead, and runs only where it was granted, afterwards.
 func Audit(events []Event, powers []PowerCommand) []string {
 	a := &audit{intents: map[string]bool{}, freed: map[string]bool{}, attempts: map[string]*attempt{}, owner: map[string]string{}, granted: map[string]string{}, rounds: map[string]int{}}
 	seen := map[string]bool{}

@@ -167,3 +167,20 @@ func (c *Cluster) Answers(ctx context.Context, within time.Duration) error {
 		return "the client gets no answer from " + VIP, nil
 	})
 }
+
+// Untouched checks that no node gained or lost the service address since a harness time (see
+// check.Now), by the word of the writers on the nodes. It returns what happened instead, "" for
+// nothing.
+func (c *Cluster) Untouched(ctx context.Context, since int64) (string, error) {
+	h, err := c.Lab.History(ctx)
+	if err != nil {
+		return "", err
+	}
+	var all []string
+	for _, r := range h.Window(since, 0).Records {
+		if r.Stream == check.StreamWriter && r.VIP == VIP && (r.Kind == check.KindAcquire || r.Kind == check.KindRelease) {
+			all = append(all, r.Node+": "+r.Kind)
+		}
+	}
+	return strings.Join(all, ", "), nil
+}

@@ -107,7 +107,11 @@ func oneCable(ctx context.Context, st *Stage) error {
 	g, was := s.Group(Web), st.before.Group(Web)
 	st.expect(s.Term == st.before.Term && s.Leader == st.before.Leader, "no election: leader %s, term %d, as before (%s, %d)", s.Leader, s.Term, st.before.Leader, st.before.Term)
 	st.expect(g.Owner == was.Owner && g.Epoch == was.Epoch, "%s stayed on %s at epoch %d", Web, g.Owner, g.Epoch)
-	st.expect(st.res.Outage < NoOutage, "the client noticed nothing")
+	touched, err := c.Untouched(ctx, st.fault)
+	if err != nil {
+		return err
+	}
+	st.expect(st.res.Outage < NoOutage && touched == "", "the client noticed nothing, no node gained or lost the address%s", touched)
 	st.res.Did = "nothing, rightly"
 	return st.expectFences(ctx, 0, "", "")
 }
@@ -140,13 +144,17 @@ func (st *Stage) takeover(ctx context.Context, mend func(context.Context) error)
 	if err != nil {
 		return err
 	}
+	touched, err := c.Untouched(ctx, moved)
+	if err != nil {
+		return err
+	}
 	if err := st.tellEvents(ctx); err != nil {
 		return err
 	}
 	g := s.Group(Web)
 	st.expect(two != one && epoch > st.before.Group(Web).Epoch, "%s moved from %s to %s, with a new epoch (%d)", Web, one, two, epoch)
 	st.expect(s.NodeNamed(one).BootID != st.before.NodeNamed(one).BootID, "%s came back as a new boot, with nothing running", one)
-	st.expect(g.Owner == two && g.Epoch == epoch && after < NoOutage, "its return restarted nothing: %s on %s at epoch %d, client's longest gap %d ms", Web, g.Owner, g.Epoch, after.Milliseconds())
+	st.expect(g.Owner == two && g.Epoch == epoch && after < NoOutage && touched == "", "its return restarted nothing: %s on %s at epoch %d, address untouched%s, client's longest gap %d ms", Web, g.Owner, g.Epoch, touched, after.Milliseconds())
 	st.res.Did = "fenced, moved"
 	return st.expectFences(ctx, 1, one, "power-off")
 }

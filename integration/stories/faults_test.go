@@ -1,7 +1,6 @@
 package stories
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 	"time"

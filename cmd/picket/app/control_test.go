@@ -32,6 +32,7 @@ func exit(t *testing.T, err error, code int, want string) {
 func TestOperate(t *testing.T) {
 	needNetns(t)
 	y := newYard(t, 3)
+	y.timing = "cautious"
 	y.formed("prod")
 	y.apply(y.file("prod", "web", "db"))
 	y.runs("web")
@@ -99,7 +100,7 @@ func refusedFiles(t *testing.T, y *yard) {
 		{"unknown key", strings.Replace(good, "groups:", "gruops:", 1), "test.yaml:", control.ExitUsage, 0},
 		{"another cluster", strings.Replace(good, "cluster: prod", "cluster: test", 1), `the file is of cluster "test"`, control.ExitRefused, 0},
 		{"stale revision", good + "# changed\n", "the configuration is at revision", control.ExitRefused, before.Revision - 1},
-		{"impossible timing", strings.Replace(good, "timing: fast", "timing: {profile: fast, lease: 1s}", 1), "does not hold", control.ExitUsage, 0},
+		{"impossible timing", strings.Replace(good, "timing: cautious", "timing: {profile: cautious, lease: 1s}", 1), "does not hold", control.ExitUsage, 0},
 		{"a password", strings.Replace(good, "-f "+y.boxes[0].secret, "-P s3cr3t-inl1ne", 1), "holds a password", control.ExitUsage, 0},
 	} {
 		for _, kind := range []string{control.OpApply, control.OpApplyCheck} {

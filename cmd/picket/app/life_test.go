@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ func kept(s *state.State) map[string]any {
 func TestRestart(t *testing.T) {
 	needNetns(t)
 	y := newYard(t, 3)
+	y.timing = "cautious"
 	y.formed("prod")
 	y.apply(y.file("prod", "web", "db"))
 	y.runs("web")
@@ -181,6 +183,7 @@ func TestReboot(t *testing.T) {
 func TestCleanStop(t *testing.T) {
 	needNetns(t)
 	y := newYard(t, 3)
+	y.timing = "default"
 	y.formed("prod")
 	y.apply(y.file("prod", "web"))
 	owner := y.runs("web")
@@ -231,10 +234,12 @@ func TestCleanStop(t *testing.T) {
 		t.Error("the return of the node moved the group, or it is left still")
 	}
 
-	// All stop, one after the other. The last ones have no quorum to tell: they stop what runs all the same.
+	// All stop at once. The last ones have no quorum to tell: they stop what runs all the same.
+	var wg sync.WaitGroup
 	for _, b := range y.boxes {
-		b.leave()
+		wg.Go(func() { b.leave() })
 	}
+	wg.Wait()
 	if a := addresses(t); len(a) > 0 {
 		t.Errorf("after all nodes stopped there is still %v", a)
 	}

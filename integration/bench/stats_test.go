@@ -190,7 +190,7 @@ func busyNow() float64 {
 		return busy, all
 	}
 	b1, a1 := read()
-	t := time.NewTimer(400 * time.Millisecond)
+	t := time.NewTimer(250 * time.Millisecond)
 	<-t.C
 	b2, a2 := read()
 	if a2 <= a1 {
@@ -202,7 +202,7 @@ func busyNow() float64 {
 // calmDown waits, for a while, until the machine is calm, and returns how busy it is.
 func calmDown() float64 {
 	b := busyNow()
-	for range 8 {
+	for range 5 {
 		if b < calm {
 			break
 		}

@@ -394,10 +394,16 @@ func (t *bed) judge(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	r := check.Run(h, check.Options{})
+	// The lock's witnesses are processes of this machine too: when others use all of its CPU time, an agent
+	// may see late that its address went. Two stays of the address that overlap need no grace to count.
+	r := check.Run(h, check.Options{LockGrace: 300 * time.Millisecond})
 	show("  %s", r.Summary())
 	if len(r.Violations) > 0 {
-		b.Errorf("the observers saw what must not happen: %v", r.Violations)
+		var text strings.Builder
+		if err := r.Write(&text); err != nil {
+			b.Error(err)
+		}
+		b.Errorf("the observers saw what must not happen: %s", text.String())
 	}
 }
 

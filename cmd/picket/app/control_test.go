@@ -437,7 +437,7 @@ func whyAll(t *testing.T, y *yard) {
 			}
 		}
 		_, err := b.cli.Why(t.Context(), "nothing")
-		exit(t, err, control.ExitUsage, "nothing")
+		exit(t, err, control.ExitUsage, "it has nodes node1, node2, node3 and groups db, web")
 	}
 }
 

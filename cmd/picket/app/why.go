@@ -11,6 +11,7 @@ import (
 	"github.com/picket-ha/picket/consensus/ids"
 	"github.com/picket-ha/picket/consensus/plan"
 	"github.com/picket-ha/picket/consensus/reason"
+	"github.com/picket-ha/picket/consensus/state"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -27,7 +28,31 @@ func explain(v core.View, subject string, now time.Time) (control.Explanation, e
 	if v.State.Node(ids.Node(subject)) != nil {
 		return explainNode(v, e), nil
 	}
-	return e, control.Usage("%q is neither a group nor a node of this cluster: see picket status", subject)
+	return e, control.Usage("%q is neither a group nor a node of this cluster: it has %s", subject, known(v.State))
+}
+
+// maxKnown bounds the names that an error lists.
+const maxKnown = 12
+
+// known names the nodes and groups there are, for somebody who mistyped one.
+func known(s state.State) string {
+	var nodes, groups []string
+	for _, n := range s.Nodes {
+		nodes = append(nodes, string(n.Name))
+	}
+	for _, g := range s.Groups {
+		groups = append(groups, string(g.Name))
+	}
+	list := func(what string, names []string) string {
+		switch n := len(names); {
+		case n == 0:
+			return "no " + what
+		case n > maxKnown:
+			return fmt.Sprintf("%ss %s and %d more", what, strings.Join(names[:maxKnown], ", "), n-maxKnown)
+		}
+		return what + "s " + strings.Join(names, ", ")
+	}
+	return list("node", nodes) + " and " + list("group", groups)
 }
 
 func explainGroup(v core.View, e control.Explanation) control.Explanation {

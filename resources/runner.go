@@ -177,6 +177,15 @@ func (r *Runner) Tick(now time.Duration) []Request {
 	return r.step()
 }
 
+// Check makes the monitors of a running group due at the latest after d: something happened that they
+// may have to see, and their own time may be far off. The requests come from a later Tick.
+func (r *Runner) Check(now, d time.Duration) {
+	r.clock(now)
+	for _, e := range r.entries {
+		e.next = min(e.next, r.now+max(d, 0))
+	}
+}
+
 // Update changes the list of resources. In a running group dropped resources are stopped first, last
 // one first, then added ones are started in order; the phase is PhaseStarting until that is done, and
 // a failure ends as one of a start or stop does. Unchanged resources are not touched. In a stopped

@@ -48,6 +48,10 @@ func TestStories(t *testing.T) {
 				reqs = r.Tick(now)
 			case "unknown":
 				r.MarkUnknown(now)
+			case "check":
+				var in string
+				d.ScanArgs(t, "in", &in)
+				r.Check(now, span(t, in))
 			case "update":
 				r.Update(now, specs(t, d.Input))
 			case "done":

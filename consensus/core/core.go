@@ -162,6 +162,9 @@ func (c *Core) stepOther(ev Event) {
 	switch e := ev.(type) {
 	case Carrier:
 		c.det.Carrier(c.now, e.Interface, e.Up)
+		if !e.Up {
+			c.checkSoon()
+		}
 	case Late:
 		c.det.Late(c.now, e.By)
 		c.lead.settled = c.now

@@ -201,6 +201,15 @@ func (c *Core) driveGroup(l *local) {
 	}
 }
 
+// checkSoon looks at everything that runs here once a cable that was pulled has been out for as long
+// as a silent node is waited for. Without it a service would wait for its next monitor, several seconds;
+// at once, and every short flap of a link would move it.
+func (c *Core) checkSoon() {
+	for _, name := range c.names() {
+		c.groups[name].runner.Check(c.now, c.timing.Dead)
+	}
+}
+
 // startGroup writes down what may run from now on, and starts it.
 func (c *Core) startGroup(l *local) {
 	reqs := l.runner.Start(c.now, l.epoch, l.mayRun)

@@ -175,6 +175,7 @@ type yard struct {
 	// timing is the profile of the cluster's files. What does not wait for a detection uses cautious: a
 	// busy test machine runs a node's loops some 200 ms late, which fast is not made for.
 	timing string
+	tokens []string // that were used to join
 }
 
 // newYard makes n machines named node1, node2, ... with nothing on them.
@@ -485,6 +486,7 @@ func (b *box) must(op control.Operation) control.Answer {
 func (y *yard) join(b *box) {
 	y.t.Helper()
 	tok := y.boxes[0].must(control.Operation{Kind: control.OpTokenCreate})
+	y.tokens = append(y.tokens, tok.Token)
 	if _, err := Join(within(y.t, patience), b.joinOptions(y.boxes[0], tok.Token)); err != nil {
 		y.t.Fatal(err)
 	}

@@ -2,7 +2,9 @@ package app
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -19,13 +21,18 @@ func (y *yard) noSecrets() {
 	t.Helper()
 	b := y.follower()
 	a := b.must(control.Operation{Kind: control.OpTokenCreate})
-	tok, err := pki.ParseToken(a.Token)
-	if err != nil {
-		t.Fatal(err)
-	}
-	part := strings.Split(a.Token, ".")[1]
 	y.agree()
-	canaries := map[string][]byte{"the BMC password": []byte(bmcSecret), "a join token": []byte(part), "a token's secret": tok.Secret}
+	canaries := map[string][]byte{"the BMC password": []byte(bmcSecret)}
+	var tok pki.Token
+	for i, text := range append(y.tokens, a.Token) { // used ones, and one that was not used
+		var err error
+		if tok, err = pki.ParseToken(text); err != nil {
+			t.Fatal(err)
+		}
+		canaries[fmt.Sprintf("join token %d", i)] = []byte(strings.Split(text, ".")[1])
+		canaries[fmt.Sprintf("the secret of join token %d", i)] = tok.Secret
+		canaries[fmt.Sprintf("the secret of join token %d in base64", i)] = []byte(base64.StdEncoding.EncodeToString(tok.Secret))
+	}
 	look := func(where string, data []byte) {
 		for what, c := range canaries {
 			if bytes.Contains(data, c) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -61,6 +62,16 @@ func TestJoinThroughFollower(t *testing.T) {
 	refused(t, err, "the cluster has no leader right now")
 	if d := cmp.Diff(before, tree(t, lost.root())); d != "" {
 		t.Error(d)
+	}
+
+	// A node that finds nobody to announce itself to ends as soon as it is asked to.
+	won.start()
+	began := time.Now()
+	if won.leave() {
+		t.Error("it says that it left cleanly, and nobody knows")
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %v to end", took)
 	}
 	y.boxes = all
 }

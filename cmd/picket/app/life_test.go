@@ -179,6 +179,49 @@ func TestReboot(t *testing.T) {
 	}
 }
 
+// TestBlackout: all machines lose their power at once, and come back.
+func TestBlackout(t *testing.T) {
+	needNetns(t)
+	y := newYard(t, 3)
+	y.formed("prod")
+	y.apply(y.file("prod", "web", "db"))
+	y.runs("web")
+	y.runs("db")
+	before := y.agree()
+	for _, b := range y.boxes {
+		b.crash()
+	}
+	for _, b := range y.boxes {
+		b.wipe()
+		b.newBoot()
+		b.start()
+	}
+	y.settled(3)
+	eventually(t, patience, "everything runs under a new epoch, on a boot that lives", func() bool {
+		l := y.leader()
+		if l == nil {
+			return false
+		}
+		s := l.running().fsm.State()
+		for _, g := range s.Groups {
+			if g.Phase != state.PhaseStarted || g.Epoch <= before.Group(g.Name).Epoch || g.Owner.Boot != y.box(g.Owner.Node).boot {
+				return false
+			}
+		}
+		return len(s.Groups) == 2
+	})
+	for _, f := range y.agree().Fences {
+		if f.Open() || f.Evidence.Kind != state.Rebooted || len(f.Attempts) > 0 {
+			t.Errorf("fence %+v", f)
+		}
+	}
+	for _, b := range y.boxes {
+		if p := b.bmc.PowerCommands(); len(p) > 0 || len(b.resets) > 0 {
+			t.Errorf("%s: the BMC was told %+v, resets %v", b.name, p, b.resets)
+		}
+	}
+}
+
 // TestCleanStop: a node that is stopped hands over what it owns and the leadership, and nobody fences it.
 func TestCleanStop(t *testing.T) {
 	needNetns(t)

@@ -171,7 +171,7 @@ var catalogue = sorted([]Entry{
 	{NoQuorum, Critical, "no quorum: {reachable} of {voters} voters can be reached", "bring back at least one of the missing nodes; nothing is started or fenced until then"},
 	{NoLeader, Warning, "no leader right now: an election is running", ""},
 	{NoConfig, Info, "no cluster file has been applied yet", "write one and run: picket apply FILE"},
-	{TooFewVoters, Warning, "{voters} voter: the cluster does not survive the loss of a node yet", "join more nodes: picket token create"},
+	{TooFewVoters, Warning, "voters: {voters}; the cluster does not survive the loss of a node yet", "join more nodes: picket token create"},
 	{VoterDown, Warning, "voter {node} is not reachable: the loss of one more node stops the cluster", ""},
 	{LastKnown, Warning, "so it was when this node last knew; nobody leads the cluster now", "look at the other nodes; a majority of the voters must be reachable"},
 	{AllWell, Info, "all nodes are online and every group runs where it is wanted", ""},

@@ -219,6 +219,8 @@ func (n *Node) operateOnce(ctx context.Context, op control.Operation) (control.A
 		return say(state.NodeMode{Node: node, Standby: true, Operator: who}, "%s is on standby: what it owns moves away now", node)
 	case control.OpNodeOnline:
 		return say(state.NodeMode{Node: node, Operator: who}, "%s may own groups again", node)
+	case control.OpNodeRemove:
+		return n.remove(ctx, op, who)
 	case control.OpGroupStart:
 		return say(state.GroupMode{Group: group, Operator: who}, "group %s is to run; its failures are forgotten", group)
 	case control.OpGroupStop:
@@ -353,6 +355,22 @@ func (n *Node) move(ctx context.Context, op control.Operation, who string) (cont
 	return control.Answer{Text: fmt.Sprintf("group %s moves to %s", g.Name, to), Index: i}, err
 }
 
+// remove takes a node out of the cluster. A group that still names it could never be granted again
+// (rule 15), so the cluster file comes first.
+func (n *Node) remove(ctx context.Context, op control.Operation, who string) (control.Answer, error) {
+	s := n.fsm.State()
+	for _, g := range s.Config.Groups {
+		if slices.Contains(g.Nodes, ids.Node(op.Node)) {
+			return control.Answer{}, control.Refused(string(reason.RefusedOpen), fmt.Sprintf("group %s still names %s in the cluster file", g.Name, op.Node), "take it out of the file and picket apply it first")
+		}
+	}
+	if op.Node == string(n.self) {
+		return n.elsewhere(ctx, op)
+	}
+	i, err := n.propose(ctx, state.NodeRemove{Name: ids.Node(op.Node), Operator: who})
+	return control.Answer{Text: fmt.Sprintf("%s is no longer part of the cluster; to use the machine again, stop picket there, remove its node file and state directory and join it", op.Node), Index: i}, err
+}
+
 // fence condemns a node's newest boot by an operator's word. Proof is still needed.
 func (n *Node) fence(ctx context.Context, op control.Operation, who string) (control.Answer, error) {
 	s := n.fsm.State()
@@ -363,7 +381,7 @@ func (n *Node) fence(ctx context.Context, op control.Operation, who string) (con
 	case x.Up.IsZero():
 		return control.Answer{}, control.Refused(string(reason.RefusedUnknown), op.Node+" has never been up: there is nothing to fence", "")
 	case x.Name == n.self:
-		return n.fenceSelf(ctx, op)
+		return n.elsewhere(ctx, op)
 	}
 	why := op.Reason
 	if why == "" {
@@ -373,8 +391,9 @@ func (n *Node) fence(ctx context.Context, op control.Operation, who string) (con
 	return control.Answer{Text: fmt.Sprintf("%s is condemned: it is powered off, and what it owns moves when it is proven off (picket fence history)", op.Node), Index: i}, err
 }
 
-// fenceSelf hands the leadership over first, since nobody fences itself, and the command with it.
-func (n *Node) fenceSelf(ctx context.Context, op control.Operation) (control.Answer, error) {
+// elsewhere hands the leadership over, and with it a command that is against this very node: nobody
+// fences or removes itself.
+func (n *Node) elsewhere(ctx context.Context, op control.Operation) (control.Answer, error) {
 	if err := (raftLog{n.raft}).StepDown(ctx); err != nil {
 		return control.Answer{}, control.Unavailable("", "this node leads and could not hand the leadership over: "+err.Error(), "repeat the command from another node")
 	}

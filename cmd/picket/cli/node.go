@@ -1,27 +1,23 @@
 package cli
 
 import (
-	"time"
-
 	"github.com/spf13/cobra"
 
 	"github.com/picket-ha/picket/cmd/picket/control"
 )
 
 func (r *runner) node() *cobra.Command {
-	var forT time.Duration
 	standby := &cobra.Command{
-		Use:   "standby NODE [--for 1h]",
+		Use:   "standby NODE",
 		Short: "Move everything off a node and use it for nothing",
 		Long: `Moves every group off NODE, in order, and gives it no group until
 "picket node online NODE". It stays a voter of the cluster. Use it before you work
 on a machine.`,
 		Args: exactly("NODE"),
 		RunE: act(func(cmd *cobra.Command, args []string) error {
-			return r.operate(cmd, control.Operation{Kind: control.OpNodeStandby, Node: args[0], For: forT}, false)
+			return r.operate(cmd, control.Operation{Kind: control.OpNodeStandby, Node: args[0]}, false)
 		}),
 	}
-	standby.Flags().DurationVar(&forT, "for", 0, "come back online by itself after this `TIME` (default: never)")
 	online := &cobra.Command{
 		Use:   "online NODE",
 		Short: "Use a node again",
@@ -32,26 +28,36 @@ on a machine.`,
 			return r.operate(cmd, control.Operation{Kind: control.OpNodeOnline, Node: args[0]}, false)
 		}),
 	}
-	return parent("node", "act", "Put a node on standby, or use it again", "", standby, online)
+	remove := &cobra.Command{
+		Use:   "remove NODE",
+		Short: "Take a node out of the cluster for good",
+		Long: `Takes NODE out of the cluster: it votes no more and nobody listens to it. Stop its
+daemon first. Refused while it owns a group, while it is not proven off, or while the
+cluster file still names it in a group. To use the machine again, remove its node
+file and state directory there and join it with a new token.`,
+		Args: exactly("NODE"),
+		RunE: act(func(cmd *cobra.Command, args []string) error {
+			return r.operate(cmd, control.Operation{Kind: control.OpNodeRemove, Node: args[0]}, false)
+		}),
+	}
+	return parent("node", "act", "Put a node on standby, use it again, or remove it", "", standby, online, remove)
 }
 
 func (r *runner) group() *cobra.Command {
 	var to string
-	var forT time.Duration
 	move := &cobra.Command{
-		Use:   "move GROUP [--to NODE] [--for 1h]",
+		Use:   "move GROUP [--to NODE]",
 		Short: "Move a group to another node",
 		Long: `Stops GROUP where it runs, in order, and starts it on another node. Without --to,
-picket picks the next best node. The group then stays there (unless the cluster
-file says "failback: true", or --for ends).`,
+picket picks the next best node. The group then stays there as long as that node
+may own it; with "failback: true" in the cluster file, until "picket group cleanup".`,
 		Example: "  picket group move web --to node2",
 		Args:    exactly("GROUP"),
 		RunE: act(func(cmd *cobra.Command, args []string) error {
-			return r.operate(cmd, control.Operation{Kind: control.OpGroupMove, Group: args[0], To: to, For: forT}, false)
+			return r.operate(cmd, control.Operation{Kind: control.OpGroupMove, Group: args[0], To: to}, false)
 		}),
 	}
 	move.Flags().StringVar(&to, "to", "", "the `NODE` to move to (default: the next best)")
-	move.Flags().DurationVar(&forT, "for", 0, "forget the move after this `TIME` (default: never)")
 	simple := func(use, kind, short, long string) *cobra.Command {
 		return &cobra.Command{Use: use + " GROUP", Short: short, Long: long, Args: exactly("GROUP"),
 			RunE: act(func(cmd *cobra.Command, args []string) error {

@@ -310,7 +310,7 @@ func (s *Server) write(w http.ResponseWriter, status int, v any) {
 
 // Check reports what is wrong with an operation's shape, or nil. It knows nothing of the cluster.
 func (op Operation) Check() *Error {
-	need := map[string]string{OpApply: "text", OpApplyCheck: "text", OpNodeStandby: "node", OpNodeOnline: "node", OpGroupStart: "group",
+	need := map[string]string{OpApply: "text", OpApplyCheck: "text", OpNodeStandby: "node", OpNodeOnline: "node", OpNodeRemove: "node", OpGroupStart: "group",
 		OpGroupStop: "group", OpGroupMove: "group", OpGroupCleanup: "group", OpFence: "node", OpFenceConfirm: "node", OpTokenCreate: ""}
 	field, known := need[op.Kind]
 	have := map[string]string{"": "x", "text": op.Text, "node": op.Node, "group": op.Group}[field]

@@ -285,11 +285,12 @@ type ConfigText struct {
 const (
 	OpApply        = "apply"         // File, Text, Revision (0: whatever is in force)
 	OpApplyCheck   = "apply-check"   // the same, changes nothing
-	OpNodeStandby  = "node-standby"  // Node, For (0: until undone)
+	OpNodeStandby  = "node-standby"  // Node
 	OpNodeOnline   = "node-online"   // Node
+	OpNodeRemove   = "node-remove"   // Node
 	OpGroupStart   = "group-start"   // Group
 	OpGroupStop    = "group-stop"    // Group
-	OpGroupMove    = "group-move"    // Group, To ("": to the next best node), For
+	OpGroupMove    = "group-move"    // Group, To ("": to the next best node)
 	OpGroupCleanup = "group-cleanup" // Group: forget its failures
 	OpFence        = "fence"         // Node, Reason
 	OpFenceConfirm = "fence-confirm" // Node, Reason, Confirm (the node's name once more)

@@ -102,8 +102,8 @@ func (t *tier) add(e event) *test {
 	x := t.test(e.Package, e.Test)
 	switch e.Action {
 	case "run":
-		if i := strings.LastIndexByte(e.Test, '/'); i > 0 {
-			t.test(e.Package, e.Test[:i]).children = true
+		for _, p := range t.parents(e.Package, e.Test) {
+			p.children = true
 		}
 	case "output":
 		x.keep(e.Output)
@@ -126,10 +126,22 @@ func (t *tier) finish(e event, x *test) {
 	if b := t.builds[e.FailedBuild]; b != nil {
 		x.output = append(b.output, x.output...)
 	}
-	for p := e.Test; strings.Contains(p, "/"); {
-		p = p[:strings.LastIndexByte(p, '/')]
-		t.test(e.Package, p).badChild = true
+	for _, p := range t.parents(e.Package, e.Test) {
+		p.badChild = true
 	}
+}
+
+// parents returns the tests that a subtest ran in. A name may hold slashes of its own: "T/01/move" may
+// be a child of "T" with no test between them.
+func (t *tier) parents(pkg, name string) []*test {
+	var out []*test
+	for i := strings.LastIndexByte(name, '/'); i > 0; i = strings.LastIndexByte(name, '/') {
+		name = name[:i]
+		if x := t.tests[pkg+"\x00"+name]; x != nil {
+			out = append(out, x)
+		}
+	}
+	return out
 }
 
 // counts are results of leaves: a test with subtests counts through them, unless it failed on its own.

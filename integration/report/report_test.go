@@ -52,6 +52,10 @@ func TestSummary(t *testing.T) {
 {"Action":"fail","Package":"p/b","Test":"T"}
 {"Action":"fail","Package":"p/b"}'; exit 1`, code: 1, last: "2 passed, 1 failed, 0 skipped",
 			has: []string{"p/b T/two (failed)", "| x_test.go:3: boom", "-- log of p/b T/two"}, hide: []string{"p/b T (failed)"}},
+		"a subtest's name may hold slashes": {script: pass + `printf "%s\n" '{"Action":"run","Package":"p/b","Test":"T"}
+{"Action":"run","Package":"p/b","Test":"T/01/one"}
+{"Action":"pass","Package":"p/b","Test":"T/01/one"}
+{"Action":"pass","Package":"p/b","Test":"T"}'`, last: "2 passed, 0 failed, 0 skipped", hide: []string{"did not end"}},
 		"a skip gives its reason": {script: pass + `printf "%s\n" '{"Action":"run","Package":"github.com/picket-ha/picket/s","Test":"TestS"}
 {"Action":"output","Package":"github.com/picket-ha/picket/s","Test":"TestS","Output":"=== RUN   TestS\n"}
 {"Action":"output","Package":"github.com/picket-ha/picket/s","Test":"TestS","Output":"    s_test.go:73: needs ipmitool: not installed\n"}

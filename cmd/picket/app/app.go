@@ -71,6 +71,7 @@ type Node struct {
 	shelf   shelf
 
 	ready   chan struct{} // closed when calls may be answered
+	founded chan struct{} // closed when the log of a new cluster has its first entries
 	changed chan struct{}
 	exited  chan bool
 	ctx     context.Context
@@ -100,7 +101,7 @@ func New(o Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{opt: o, log: o.Logger, conf: conf, self: ids.Node(conf.Name), events: control.NewEventLog(control.DefaultEvents),
-		ready: make(chan struct{}), changed: make(chan struct{}, 1), exited: make(chan bool, 1)}
+		ready: make(chan struct{}), founded: make(chan struct{}), changed: make(chan struct{}, 1), exited: make(chan bool, 1)}
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	if o.Host != nil {
 		n.host = *o.Host

@@ -51,6 +51,7 @@ func (n *Node) refreshTiming() {
 func (n *Node) found() error {
 	path := filepath.Join(n.opt.StateDir, foundFile)
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		close(n.founded)
 		return nil
 	}
 	var f founding
@@ -62,6 +63,7 @@ func (n *Node) found() error {
 	}
 	for n.ctx.Err() == nil {
 		if n.raft.IsLeader() && n.foundOnce(f) == nil {
+			close(n.founded)
 			return os.Remove(path)
 		}
 		select {
@@ -70,6 +72,20 @@ func (n *Node) found() error {
 		}
 	}
 	return nil
+}
+
+// awaitFounded waits until the founding is done, for a short time. The founder is admitted without a
+// token, which the log allows only while it names nobody: a join or a token that came before it would
+// shut it out of its own cluster for ever.
+func (n *Node) awaitFounded(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	select {
+	case <-n.founded:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func (n *Node) foundOnce(f founding) error {
@@ -154,6 +170,9 @@ func (n *Node) handleJoin(ctx context.Context, remote netip.AddrPort, body []byt
 // admit decides about a join request: the log consumes the token and admits the node in one entry, and
 // only then is anything signed or handed out.
 func (n *Node) admit(ctx context.Context, body []byte) ([]byte, error) {
+	if !n.awaitFounded(ctx) {
+		return nil, &mesh.RemoteError{Code: "NO_LEADER", Msg: "the cluster is only just being made: try again in a few seconds"}
+	}
 	var q joinRequest
 	if err := json.Unmarshal(body, &q); err != nil {
 		return nil, &mesh.RemoteError{Code: "BAD_REQUEST", Msg: "the join request could not be read: use the same picket version on both nodes"}

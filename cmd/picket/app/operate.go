@@ -182,6 +182,9 @@ func (n *Node) handleOperator(ctx context.Context, from ids.Node, method string,
 
 // operate carries out a command on the leader.
 func (n *Node) operate(ctx context.Context, op control.Operation) (control.Answer, error) {
+	if !n.awaitFounded(ctx) {
+		return control.Answer{}, noLeader()
+	}
 	if op.ID == "" {
 		return n.operateOnce(ctx, op)
 	}

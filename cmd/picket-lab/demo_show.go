@@ -93,7 +93,7 @@ func (s *show) formed(ctx context.Context, c *cluster.Cluster, took time.Duratio
 		return // the first scene will say what is wrong
 	}
 	for _, l := range strings.Split(strings.TrimSpace(out.Stdout), "\n") {
-		s.line("  " + l)
+		s.line(l)
 	}
 }
 

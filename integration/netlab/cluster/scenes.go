@@ -37,7 +37,11 @@ func switchover(ctx context.Context, st *Stage) error {
 	if _, err := c.AwaitOK(ctx, settleTimeout); err != nil {
 		return err
 	}
+	if err := st.tellEvents(ctx); err != nil {
+		return err
+	}
 	from := check.Now()
+	st.res.Fault = time.Now()
 	st.Tell(TellDid, fmt.Sprintf("[%s] systemctl stop picket (SIGTERM to the daemon)", two), 0)
 	if err := c.Lab.StopDaemon(ctx, two); err != nil {
 		return err

@@ -52,7 +52,6 @@ type Core struct {
 	life    life
 	inc     ids.Incarnation // own incarnation; Gen is zero before the own NodeUp was applied
 	caught  uint64          // applied index to reach before the node announces itself
-	strays  bool            // clean-up of strays is under way
 	reports map[string]*report
 	reset   bool
 	leaveAt time.Duration

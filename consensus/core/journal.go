@@ -20,12 +20,12 @@ func (c *Core) journal(kind string, index uint64, r reason.Reason, subject, text
 
 // explain tells what an applied entry did, in the words an operator uses.
 func (c *Core) explain(e Applied) {
-	if c.life == lifeCatchUp && !c.lead.is {
+	if c.life == lifeCatchUp && !c.lead.ready {
 		return // history, told when it happened
 	}
 	if !e.Result.OK() {
 		if _, ok := e.Entry.Cmd.(state.LeaseTick); !ok {
-			c.journal("refused", e.Index, e.Result.Refused, "", fmt.Sprintf("refused %T: %s", e.Entry.Cmd, e.Result.Refused.Text()))
+			c.journal("refused", e.Index, e.Result.Refused, "", "refused: "+what(e.Entry.Cmd)+": "+e.Result.Refused.Text())
 		}
 		return
 	}
@@ -56,6 +56,53 @@ func (c *Core) explain(e Applied) {
 		c.explainFence(e)
 		c.explainGroup(e)
 	}
+}
+
+// what names a command in an operator's words.
+func what(cmd state.Command) string {
+	switch cmd := cmd.(type) {
+	case state.NodeAdmit:
+		return "admission of " + string(cmd.Name)
+	case state.NodeRemove:
+		return "removal of " + string(cmd.Name)
+	case state.NodeUp:
+		return "announcement of " + string(cmd.Node)
+	case state.NodeLeave:
+		return "leave of " + string(cmd.Inc.Node)
+	case state.NodeMode:
+		return "standby or online of " + string(cmd.Node)
+	case state.ConfigSet:
+		return "configuration by " + cmd.Operator
+	case state.FenceIntent:
+		return "fence of " + string(cmd.Target.Node)
+	case state.FenceBegin, state.FenceEnd:
+		return "power attempt"
+	case state.FenceConfirm:
+		return "proof of a fence"
+	case state.Grant:
+		return "grant of group " + string(cmd.Group) + " to " + string(cmd.To.Node)
+	case state.Started:
+		return "start of group " + string(cmd.Group)
+	case state.Revoke:
+		return "revoke of group " + string(cmd.Group)
+	case state.Released:
+		return "release of group " + string(cmd.Group)
+	case state.StartFailed:
+		return "failed start of group " + string(cmd.Group)
+	case state.StopFailed:
+		return "failed stop of group " + string(cmd.Group)
+	case state.MonitorFailed:
+		return "failed monitor of group " + string(cmd.Group)
+	case state.GroupMode:
+		return "start or stop of group " + string(cmd.Group)
+	case state.Move:
+		return "move of group " + string(cmd.Group)
+	case state.Cleanup:
+		return "cleanup of group " + string(cmd.Group)
+	case state.TokenMint:
+		return "join token"
+	}
+	return "an entry"
 }
 
 func (c *Core) explainFence(e Applied) {
@@ -112,9 +159,11 @@ func (c *Core) explainGroup(e Applied) {
 	case state.MonitorFailed:
 		line(cmd.Group, reason.New(reason.MonitorFailed, "resource", string(cmd.Resource), "node", string(cmd.Inc.Node), "group", string(cmd.Group), "why", cmd.Why), fmt.Sprintf("resource %s of group %s failed on %s: %s", cmd.Resource, cmd.Group, cmd.Inc.Node, cmd.Why))
 	case state.GroupMode:
-		line(cmd.Group, reason.Reason{}, fmt.Sprintf("group %s: wanted stopped=%t, by %s", cmd.Group, cmd.Stopped, cmd.Operator))
+		line(cmd.Group, reason.Reason{}, fmt.Sprintf("group %s is to be %s, by %s", cmd.Group, map[bool]string{true: "stopped", false: "started"}[cmd.Stopped], cmd.Operator))
+	case state.Cleanup:
+		line(cmd.Group, reason.Reason{}, fmt.Sprintf("group %s: its failures were forgotten, by %s", cmd.Group, cmd.Operator))
 	case state.Move:
-		line(cmd.Group, reason.Reason{}, fmt.Sprintf("group %s: move to %q, by %s", cmd.Group, cmd.To, cmd.Operator))
+		line(cmd.Group, reason.Reason{}, fmt.Sprintf("group %s is to move to %s, by %s", cmd.Group, cmd.To, cmd.Operator))
 	}
 }
 

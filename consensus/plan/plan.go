@@ -155,6 +155,12 @@ func Decide(s state.State, f Facts) Plan {
 	p.Ops = append(p.Ops, releases(s, f, v, places)...)
 	p.Ops = append(p.Ops, grants(s, places)...)
 	p.Groups = groupViews(s, f, v, places)
+	for i := range p.Nodes {
+		x := v.get(p.Nodes[i].Name)
+		if fe := s.OpenFence(x.node.Name, x.node.Up.Boot); fe != nil {
+			p.Nodes[i].Reason = fenceHold(s, f, v, fe)
+		}
+	}
 	p.Conditions = conditions(s, f, v, p.Groups)
 	return p
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/picket-ha/picket/consensus/ids"
 	"github.com/picket-ha/picket/consensus/reason"
 	"github.com/picket-ha/picket/consensus/state"
+	"github.com/picket-ha/picket/fencing"
 )
 
 // groupViews says of every group how it stands and why, from the same values the ops came from.
@@ -23,6 +24,9 @@ func groupViews(s state.State, f Facts, v nodeViews, places []placement) []Group
 				}
 			} else if p.group.Epoch != 0 && gv.Nodes[i].Is == "chosen" {
 				gv.Nodes[i].Is = "eligible"
+				if gv.State == "held" {
+					gv.Nodes[i].Reason = reason.New(reason.NextAfterFence, "node", string(gv.Nodes[i].Node), "owner", string(p.group.Owner.Node))
+				}
 			}
 		}
 		out = append(out, gv)
@@ -42,7 +46,7 @@ func (p *placement) stands(s state.State, f Facts, v nodeViews) (string, reason.
 	owner := string(g.Owner.Node)
 	x := v.get(g.Owner.Node)
 	if x == nil || g.Owner.Boot != x.node.Up.Boot || s.IsCondemned(g.Owner.Node, g.Owner.Boot) {
-		return "held", p.heldBy(s, f, x)
+		return "held", p.heldBy(s, f, v)
 	}
 	if x.lost || (!x.here && x.fact.Ever) {
 		return "held", reason.New(reason.WaitsForFence, "node", owner)
@@ -87,17 +91,18 @@ func (p *placement) unowned() (string, reason.Reason) {
 }
 
 // heldBy says what a group waits for while its owner is condemned.
-func (p *placement) heldBy(s state.State, f Facts, x *nodeView) reason.Reason {
+func (p *placement) heldBy(s state.State, f Facts, v nodeViews) reason.Reason {
 	g := p.group
 	fe := s.OpenFence(g.Owner.Node, g.Owner.Boot)
 	if fe == nil {
 		return reason.New(reason.WaitsForFence, "node", string(g.Owner.Node))
 	}
-	return fenceHold(s, f, x, fe)
+	return fenceHold(s, f, v, fe)
 }
 
 // fenceHold says why an open fence is not confirmed yet.
-func fenceHold(s state.State, f Facts, x *nodeView, fe *state.Fence) reason.Reason {
+func fenceHold(s state.State, f Facts, v nodeViews, fe *state.Fence) reason.Reason {
+	x := v.get(fe.Target.Node)
 	node, groups := string(fe.Target.Node), joinGroups(s.Owned(fe.Target.Node, fe.Target.Boot))
 	if _, ok := proven(&s, fe); ok {
 		ff := f.fence(fe.ID)
@@ -128,6 +133,12 @@ func fenceHold(s state.State, f Facts, x *nodeView, fe *state.Fence) reason.Reas
 		}
 		return reason.New(reason.FenceUnproven, "node", node, "why", why, "groups", groups)
 	}
+	if len(fe.Devices) == 0 {
+		return reason.New(reason.WaitsForFence, "node", node)
+	}
+	if dev, _ := nextDevice(fe); executor(f, v, fe.Target.Node, dev.ID, fe.Begun) == "" {
+		return reason.New(reason.FenceNoExecutor, "node", node)
+	}
 	return reason.New(reason.WaitsForFence, "node", node)
 }
 
@@ -137,7 +148,7 @@ func conditions(s state.State, f Facts, v nodeViews, groups []GroupView) []Condi
 	add := func(subject string, r reason.Reason) { out = append(out, Condition{subject, r}) }
 	for i := range s.Fences {
 		if fe := &s.Fences[i]; fe.Open() {
-			add(string(fe.Target.Node), fenceHold(s, f, v.get(fe.Target.Node), fe))
+			add(string(fe.Target.Node), fenceHold(s, f, v, fe))
 		}
 	}
 	for _, g := range groups {
@@ -145,9 +156,18 @@ func conditions(s state.State, f Facts, v nodeViews, groups []GroupView) []Condi
 			add(string(g.Name), g.Reason)
 		}
 	}
+	for _, gc := range s.Config.Groups {
+		for _, n := range gc.Nodes {
+			if r := reason.New(reason.NodeNotAdmitted, "node", string(n), "group", string(gc.Name)); s.Node(n) == nil && !s.Config.SingleNode && !told(out, r) {
+				add(string(n), r)
+			}
+		}
+	}
 	for _, x := range v {
 		name := string(x.node.Name)
-		if st := x.state(); st != "online" && !x.reason().IsZero() {
+		if st := x.state(); st == "fencing" {
+			continue // its open fence is told already
+		} else if st != "online" && !x.reason().IsZero() {
 			add(name, x.reason())
 		} else if x.node.Standby {
 			add(name, reason.New(reason.NodeStandby, "node", name))
@@ -160,7 +180,7 @@ func conditions(s state.State, f Facts, v nodeViews, groups []GroupView) []Condi
 	slices.SortStableFunc(out, func(a, b Condition) int {
 		return int(reason.Explain(b.Reason.Code).Severity) - int(reason.Explain(a.Reason.Code).Severity)
 	})
-	return slices.CompactFunc(out, func(a, b Condition) bool { return a.Subject == b.Subject && a.Reason.Code == b.Reason.Code })
+	return slices.CompactFunc(out, func(a, b Condition) bool { return a.Subject == b.Subject && a.Reason.String() == b.Reason.String() })
 }
 
 // told reports whether the very same reason is among the conditions already: a group that is held for a
@@ -191,7 +211,9 @@ func deviceConditions(s state.State, f Facts, v nodeViews) []Condition {
 				if df.Node != nc.Name || df.Device != d.ID || df.Executor == nc.Name || x == nil || !x.here {
 					continue // what a node that is gone once saw is no news
 				}
-				if !df.OK {
+				if df.Identity == string(fencing.IdentityMismatch) {
+					out = append(out, Condition{string(nc.Name), reason.New(reason.FenceIdentity, "node", string(nc.Name), "why", df.Detail)})
+				} else if !df.OK {
 					out = append(out, Condition{string(nc.Name), reason.New(reason.FenceDeviceFailed, "device", d.ID, "node", string(nc.Name), "executor", string(df.Executor), "why", df.Detail)})
 				}
 			}

@@ -18,6 +18,8 @@ type nodeView struct {
 	here bool
 	// open: the fence of its newest announced boot waits for proof.
 	open bool
+	// byWord: the operator on whose word that boot counts as dead.
+	byWord string
 	// lost: rule 12 holds for the boot it last announced; why says by which half.
 	lost bool
 	why  reason.Reason
@@ -44,6 +46,11 @@ func view(s state.State, f Facts) nodeViews {
 		n := &s.Nodes[i]
 		fact, _ := f.node(n.Name)
 		v := nodeView{node: n, fact: fact, self: n.Name == f.Self, open: s.OpenFence(n.Name, n.Up.Boot) != nil}
+		for j := range s.Fences {
+			if fe := &s.Fences[j]; fe.Evidence != nil && fe.Target.Node == n.Name && fe.Target.Boot == n.Up.Boot {
+				v.byWord = fe.Evidence.Operator
+			}
+		}
 		v.here = n.Up.Gen != 0 && !n.Left && (v.self || (fact.Ever && !fact.Silent && fact.Boot == n.Up.Boot))
 		if !v.self && !v.here {
 			v.lost, v.why = lost(s, f, n, fact, t)
@@ -174,6 +181,9 @@ func (x nodeView) reason() reason.Reason {
 	case "fencing":
 		return reason.New(reason.NodeFencing, "node", name)
 	case "fenced":
+		if x.byWord != "" {
+			return reason.New(reason.NodeConfirmed, "node", name, "operator", x.byWord)
+		}
 		return reason.New(reason.NodeFenced, "node", name)
 	case "left":
 		return reason.New(reason.NodeLeft, "node", name)

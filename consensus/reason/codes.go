@@ -7,6 +7,8 @@ const (
 	PreferredNode   Code = "PREFERRED_NODE"
 	OnlyCandidate   Code = "ONLY_CANDIDATE"
 	Eligible        Code = "ELIGIBLE"
+	NextAfterFence  Code = "NEXT_AFTER_FENCE"
+	NodeConfirmed   Code = "NODE_CONFIRMED_OFF"
 	Stays           Code = "STAYS"
 	Failback        Code = "FAILBACK"
 	Moved           Code = "MOVED_BY_OPERATOR"
@@ -57,9 +59,9 @@ const (
 	ProvenOff         Code = "PROVEN_OFF"
 	ProvenRebooted    Code = "PROVEN_REBOOTED"
 	ProvenHuman       Code = "PROVEN_BY_HUMAN"
-	OwnedNothing      Code = "OWNED_NOTHING"
 	LinkDead          Code = "LINK_DEAD"
 	LinkLate          Code = "LINK_LATE"
+	NICDeaf           Code = "NIC_DEAF"
 	LoopLate          Code = "LOOP_LATE"
 )
 
@@ -99,6 +101,8 @@ var catalogue = sorted([]Entry{
 	{PreferredNode, Info, "{node} is the most preferred node that may own it", ""},
 	{OnlyCandidate, Info, "{node} is the only node that may own it now", ""},
 	{Eligible, Info, "{node} may own it", ""},
+	{NextAfterFence, Info, "{node} is next, once {owner} is proven off", ""},
+	{NodeConfirmed, Warning, "{node} counts as off by the word of {operator}", "keep {node} off until it is mended, then start it: it rejoins by itself"},
 	{Stays, Info, "it stays on {node}: failback is off", ""},
 	{Failback, Info, "it goes back to {node}, the preferred node: failback is on", ""},
 	{Moved, Info, "an operator moved it to {node}", ""},
@@ -127,7 +131,7 @@ var catalogue = sorted([]Entry{
 	{ConfigChanged, Info, "the configuration changed", ""},
 	{Adopted, Info, "{node} restarted its daemon and kept what was running", ""},
 
-	{LostSilent, Warning, "no heartbeat of {node} on any link and no lease tick for {age}", ""},
+	{LostSilent, Warning, "no heartbeat of {node} on any link and no lease tick for {age}", "look at the power and the network of {node}; while it owns nothing it is not fenced"},
 	{LostLease, Warning, "{node} owns {groups} and its newest lease tick is {age} old", ""},
 	{NewBoot, Info, "{node} came back with a new boot while its old one still owned {groups}", ""},
 	{OperatorFence, Info, "an operator asked for it: {why}", ""},
@@ -146,8 +150,8 @@ var catalogue = sorted([]Entry{
 	{ProvenOff, Info, "{node} was read back as off by {device}", ""},
 	{ProvenRebooted, Info, "{node} is back with a new boot: the old one is dead", ""},
 	{ProvenHuman, Info, "{operator} confirmed that {node} is off: {why}", ""},
-	{OwnedNothing, Info, "{node} owns nothing: it is not fenced for being silent", ""},
 	{LinkDead, Warning, "link {node}:{interface} is dead", "check the cable and the switch port of {interface}"},
+	{NICDeaf, Warning, "{interface} of {node} hears nobody", "check the cable and the switch port of {interface} of {node}"},
 	{LinkLate, Warning, "link {node}:{interface} is late: last heartbeat {age} ago", ""},
 	{LoopLate, Warning, "heartbeat loop ran {late} late (> {limit})", "the machine is overloaded or was paused"},
 
@@ -156,7 +160,7 @@ var catalogue = sorted([]Entry{
 	{RefusedStale, Info, "{node} is not the newest incarnation", ""},
 	{RefusedFenced, Info, "that boot of {node} has been condemned: it must reboot", ""},
 	{RefusedUnknown, Info, "{what} {name} is not known", ""},
-	{RefusedExists, Info, "{what} {name} exists already", ""},
+	{RefusedExists, Info, "{what} {name} exists already", "choose another one; a node that is gone for good is taken out with: picket node remove"},
 	{RefusedEvidence, Info, "the evidence does not prove {node} dead: {why}", ""},
 	{RefusedIdle, Info, "{node} owns nothing and no operator asked: it is not fenced", ""},
 	{RefusedRevision, Info, "the configuration is at revision {have}, not {want}: read it again and repeat", ""},
@@ -171,7 +175,7 @@ var catalogue = sorted([]Entry{
 	{NoQuorum, Critical, "no quorum: {reachable} of {voters} voters can be reached", "bring back at least one of the missing nodes; nothing is started or fenced until then"},
 	{NoLeader, Warning, "no leader right now: an election is running", ""},
 	{NoConfig, Info, "no cluster file has been applied yet", "write one and run: picket apply FILE"},
-	{TooFewVoters, Warning, "voters: {voters}; the cluster does not survive the loss of a node yet", "join more nodes: picket token create"},
+	{TooFewVoters, Warning, "voters: {voters}; the cluster does not survive the loss of a node yet", "join more nodes: picket token create; the second node gets its vote together with the third"},
 	{VoterDown, Warning, "voter {node} is not reachable: the loss of one more node stops the cluster", ""},
 	{LastKnown, Warning, "so it was when this node last knew; nobody leads the cluster now", "look at the other nodes; a majority of the voters must be reachable"},
 	{AllWell, Info, "all nodes are online and every group runs where it is wanted", ""},

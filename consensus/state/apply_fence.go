@@ -240,6 +240,14 @@ func clean(ev Evidence) Evidence {
 	return Evidence{Kind: ev.Kind, Operator: clip(ev.Operator), Why: clip(ev.Why)}
 }
 
+// Proof says in an operator's words why the target of a confirmed fence counts as dead.
+func Proof(f *Fence) reason.Reason {
+	if f.Evidence == nil {
+		return reason.Reason{}
+	}
+	return proof(f, *f.Evidence)
+}
+
 func proof(f *Fence, ev Evidence) reason.Reason {
 	node := string(f.Target.Node)
 	switch ev.Kind {

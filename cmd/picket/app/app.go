@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -232,10 +231,7 @@ func (n *Node) startHeartbeats(sess uint64, t state.Timing) error {
 	}
 	n.udp, err = udp.New(udp.Options{Self: n.self, Links: links, Port: uint16(n.conf.Port), Interval: t.Interval, Dead: t.Dead,
 		Keys: []wire.Key{{ID: 1, Secret: key}}, ClusterID: n.conf.ClusterID, Session: sess, Logger: n.log, Clock: bootClock,
-		Source: n.driver.Content,
-		Deliver: func(_ time.Duration, iface string, b heartbeat.Beat) {
-			n.driver.Beat(core.Beat{Interface: iface, Beat: b})
-		},
+		Source: n.content, Deliver: n.deliver,
 		OnLate:  func(by time.Duration) { n.driver.Offer(core.Late{By: by}) },
 		OnPaths: func(p []heartbeat.Path) { n.driver.Post(core.Paths{Paths: p}) }})
 	return err
@@ -392,13 +388,4 @@ func (n *Node) Close() error {
 	}
 	n.wg.Wait()
 	return errors.Join(errs...)
-}
-
-// addresses lists this node's own link addresses.
-func (n *Node) addresses() []netip.Addr {
-	var out []netip.Addr
-	for _, l := range n.conf.Links {
-		out = append(out, l.Addr)
-	}
-	return out
 }

@@ -400,6 +400,7 @@ func (n *Node) elsewhere(ctx context.Context, op control.Operation) (control.Ans
 	if err := (raftLog{n.raft}).StepDown(ctx); err != nil {
 		return control.Answer{}, control.Unavailable("", "this node leads and could not hand the leadership over: "+err.Error(), "repeat the command from another node")
 	}
+	op.ID = "" // this node is still busy with that id, should the leadership come straight back
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	for {

@@ -64,9 +64,14 @@ func fresh(p config.Paths) error {
 	if _, err := os.Stat(p.ConfigPath); err == nil {
 		return fmt.Errorf("this machine is already a picket node (%s exists): to begin anew, stop picket and remove %s and %s", p.ConfigPath, p.ConfigPath, p.StateDir)
 	}
-	for _, d := range []string{pkiDir, raftDir} {
-		if _, err := os.Stat(filepath.Join(p.StateDir, d)); err == nil {
-			return fmt.Errorf("%s already holds a node's state: to begin anew, stop picket and remove %s", p.StateDir, p.StateDir)
+	if _, err := os.Stat(filepath.Join(p.StateDir, raftDir)); err == nil {
+		return fmt.Errorf("%s already holds a node's state: to begin anew, stop picket and remove %s", p.StateDir, p.StateDir)
+	}
+	// Without a node file and a log this machine never was a node: what else is there was left by a set-up
+	// that was cut short, and its keys are good for nothing.
+	for _, name := range []string{pkiDir, peersFile, foundFile} {
+		if err := os.RemoveAll(filepath.Join(p.StateDir, name)); err != nil {
+			return fmt.Errorf("clear what an earlier set-up left: %w", err)
 		}
 	}
 	return nil

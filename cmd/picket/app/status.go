@@ -60,7 +60,7 @@ func (n *Node) Status(ctx context.Context) (control.Status, error) {
 	return s, nil
 }
 
-// render turns a view into the status of DESIGN's contract.
+// render turns a view into the status that cmd/picket/control/README.md describes.
 func (n *Node) render(v core.View) control.Status {
 	now := time.Now()
 	s := control.Status{Cluster: n.conf.Cluster, Node: string(n.self), Leader: string(v.Leader), Term: v.Term, Index: v.State.Index,
@@ -269,7 +269,7 @@ func renderResource(v core.View, g ids.Group, r state.ResourceConfig, group stri
 	if group == "held" || group == "failed" {
 		out.State = "stopped"
 		if group == "held" && v.State.Group(g).Epoch != 0 {
-			out.State, out.Text = "failed", "it may still run on its old owner"
+			out.State, out.Text = "unknown", "it may still run on its old owner"
 		}
 	}
 	for _, l := range v.Local {
@@ -304,8 +304,11 @@ func conditions(v core.View, q control.Quorum, now time.Time) []control.Conditio
 	if q.Voters > 0 && q.Voters < 3 {
 		list = append(list, plan.Condition{Reason: reason.New(reason.TooFewVoters, "voters", itoa(q.Voters))})
 	}
+	for _, nic := range deafNICs(v) {
+		list = append(list, plan.Condition{Subject: string(v.Inc.Node) + ":" + nic, Reason: reason.New(reason.NICDeaf, "node", string(v.Inc.Node), "interface", nic)})
+	}
 	for _, l := range v.Links {
-		if l.State == heartbeat.LinkDead && !silent(v, l.Peer) {
+		if l.State == heartbeat.LinkDead && !silent(v, l.Peer) && !slices.Contains(deafNICs(v), l.Interface) {
 			list = append(list, plan.Condition{Subject: string(l.Peer) + ":" + l.Interface, Reason: reason.New(reason.LinkDead, "node", string(l.Peer), "interface", l.Interface)})
 		}
 	}
@@ -316,6 +319,25 @@ func conditions(v core.View, q control.Quorum, now time.Time) []control.Conditio
 	for _, c := range list {
 		out = append(out, control.Condition{Code: string(c.Reason.Code), Text: c.Reason.Text(), Action: c.Reason.Action(), Subject: c.Subject, Severity: severity(c.Reason.Code)})
 	}
+	return out
+}
+
+// deafNICs lists the NICs of this node that hear none of two peers or more: then the NIC is the news.
+func deafNICs(v core.View) []string {
+	all, dead := map[string]int{}, map[string]int{}
+	for _, l := range v.Links {
+		all[l.Interface]++
+		if l.State == heartbeat.LinkDead {
+			dead[l.Interface]++
+		}
+	}
+	var out []string
+	for nic, n := range all {
+		if n > 1 && dead[nic] == n {
+			out = append(out, nic)
+		}
+	}
+	slices.Sort(out)
 	return out
 }
 
@@ -370,6 +392,7 @@ func (n *Node) FenceHistory(context.Context) ([]control.FenceRecord, error) {
 		}
 		if !f.Open() {
 			r.State, r.Closed, r.Evidence = "confirmed", at(f.DoneAt), string(f.Evidence.Kind)
+			r.EvidenceText = state.Proof(&f).Text()
 			if f.Evidence.Operator != "" {
 				r.Operator, r.Reason = f.Evidence.Operator, f.Evidence.Why
 			}

@@ -45,6 +45,7 @@ type runner struct {
 	out, err io.Writer
 	hooks    Hooks
 	paths    config.Paths
+	warned   map[string]bool
 	// now and terminal are the seams for tests: the clock that ages are counted on, and whether a person
 	// sits at stdin.
 	now      func() time.Time

@@ -128,7 +128,7 @@ func (r *runner) readCluster(file string) (config.Cluster, error) {
 		return c, exitWith(control.ExitUsage)
 	}
 	for _, w := range c.Warnings {
-		r.say("warning: %s", w)
+		r.warn(w)
 	}
 	return c, nil
 }

@@ -27,9 +27,20 @@ func (r *runner) send(cmd *cobra.Command, op control.Operation) (control.Answer,
 		return a, err
 	}
 	for _, w := range a.Warnings {
-		r.say("warning: %s", w)
+		r.warn(w)
 	}
 	return a, nil
+}
+
+// warn says a warning once: the daemon finds in a file what was found here before it was sent.
+func (r *runner) warn(w string) {
+	if r.warned == nil {
+		r.warned = map[string]bool{}
+	}
+	if !r.warned[w] {
+		r.warned[w] = true
+		r.say("warning: %s", w)
+	}
 }
 
 // operate carries out one operation and prints its answer.

@@ -21,7 +21,7 @@ type Backend interface {
 	// until ctx ends or emit fails. It calls emit with no lock held: emit writes to the client and may
 	// take up to the server's write timeout before it returns ErrSlowClient. EventLog implements this.
 	Events(ctx context.Context, since uint64, follow bool, emit func(Event) error) error
-	// FenceHistory returns the fences that the log holds, newest first.
+	// FenceHistory returns the fences that the log holds, oldest first.
 	FenceHistory(ctx context.Context) ([]FenceRecord, error)
 	// Config returns the cluster file in force, as the operator wrote it.
 	Config(ctx context.Context) (ConfigText, error)

@@ -174,7 +174,7 @@ type ReasonText struct {
 type ResourceStatus struct {
 	ID   string `json:"id"`
 	Kind string `json:"kind"`
-	// State is running, starting, stopping, stopped or failed.
+	// State is running, starting, stopping, stopped, failed, or unknown (it may still run on a lost node).
 	State string `json:"state"`
 	Text  string `json:"text,omitempty"`
 }

@@ -3,6 +3,7 @@ package app
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -131,12 +132,20 @@ func TestInit(t *testing.T) {
 	if d := cmp.Diff(before, tree(t, b.root())); d != "" {
 		t.Errorf("a refused init changed something: %s", d)
 	}
-	// Without the node file the state still says that this was a node.
-	if err := os.Remove(b.paths.ConfigPath); err != nil {
+	// Without the node file a log still says that this was a node.
+	if err := errors.Join(os.Remove(b.paths.ConfigPath), os.Mkdir(filepath.Join(b.paths.StateDir, raftDir), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	_, err = Init(t.Context(), b.initOptions("other"))
 	refused(t, err, "already holds a node's state")
+	// With neither, what is there was left by a set-up that was cut short: it is made anew.
+	if err := os.Remove(filepath.Join(b.paths.StateDir, raftDir)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Init(t.Context(), b.initOptions("other"))
+	if err != nil || again.ClusterID == res.ClusterID {
+		t.Errorf("a set-up after one that was cut short: %+v, %v", again, err)
+	}
 }
 
 func TestInitLeavesNothingWhenItFails(t *testing.T) {

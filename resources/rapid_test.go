@@ -21,7 +21,6 @@ type world struct {
 	out   []*sent
 	last  map[ids.Resource]*story
 	lists [][]ids.Resource // every list of resources ever given, newest last
-	lost  bool             // an answer of a start was lost for good
 }
 
 type sent struct {

@@ -59,7 +59,6 @@ type process struct {
 	inbox    []func()
 	beats    []beatTo
 	refused  map[ids.Node]bool
-	ops      map[opKey]bool
 	attempts map[attemptID]*attempt
 	tokens   uint64
 	watch    watch
@@ -176,7 +175,7 @@ func (m *machine) startDaemon() {
 	}
 	w := m.w
 	m.starts++
-	p := &process{m: m, session: w.rng.Uint64()>>8 | 1, refused: map[ids.Node]bool{}, ops: map[opKey]bool{}, attempts: map[attemptID]*attempt{}}
+	p := &process{m: m, session: w.rng.Uint64()>>8 | 1, refused: map[ids.Node]bool{}, attempts: map[attemptID]*attempt{}}
 	m.proc = p
 	p.c = core.New(core.Options{Self: m.name, Boot: m.boot, Session: p.session, Start: m.starts, UUID: m.uuid, Version: "sim",
 		Now: m.clock(), Record: m.record, HasRecord: m.hasRec})
@@ -370,12 +369,6 @@ func (p *process) setPaths() {
 }
 
 func nicName(i int) string { return fmt.Sprintf("eth%d", i) }
-
-// opKey is one operation under way in a process.
-type opKey struct {
-	serial uint64
-	seq    uint64
-}
 
 // running is one resource that runs on a machine.
 type running struct {

@@ -68,7 +68,6 @@ type server struct {
 	wait     map[uint64]pending         // index -> who waits
 	rounds   []*round
 	roundN   uint64
-	moved    time.Duration // last transfer
 	conf     []core.Server
 	beatAt   time.Duration
 }

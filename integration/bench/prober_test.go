@@ -137,7 +137,6 @@ func (p *prober) answering(since int64) (bool, error) {
 type tail struct {
 	path string
 	at   int64
-	rest []byte
 }
 
 func (t *tail) lines(f func([]byte) error) error {

@@ -125,12 +125,12 @@ func TestLyingBMC(t *testing.T) {
 	w.story("another-machines-bmc", func(s *story) {
 		s.must(s.Lab.BMC(s.ctx, s.owner, bmcsim.Faults{WrongGUID: true}))
 		s.split(s.owner, netlab.Both)
-		st := s.await("the group is held", func(st cluster.Status) bool {
+		s.await("the group is held", func(st cluster.Status) bool {
 			_, ok := st.Has("FENCE_UNPROVEN", s.owner)
 			_, also := st.Has("FENCE_IDENTITY", s.owner)
 			return (ok || also) && held(st)
 		})
-		st = s.stays("the group is held", quietly, held)
+		st := s.stays("the group is held", quietly, held)
 		if c, _ := st.Has("FENCE_UNPROVEN", s.owner); !strings.Contains(c.Text, "is of machine") {
 			s.Errorf("status does not name what is wrong: %+v", st.Conditions)
 		}

@@ -80,7 +80,7 @@ func oneCable(ctx context.Context, st *Stage) error {
 	if err != nil {
 		return err
 	}
-	s, err := c.Await(ctx, takeoverTimeout, func(s Status) string { _, ok := s.Has("LINK_DEAD", ""); return want(ok, "the dead link is shown") })
+	_, err = c.Await(ctx, takeoverTimeout, func(s Status) string { _, ok := s.Has("LINK_DEAD", ""); return want(ok, "the dead link is shown") })
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,8 @@ func oneCable(ctx context.Context, st *Stage) error {
 	if err := pause(ctx, 2*time.Second); err != nil {
 		return err
 	}
-	if s, err = c.Status(ctx); err != nil {
+	s, err := c.Status(ctx)
+	if err != nil {
 		return err
 	}
 	if st.res.Outage, err = st.client(ctx, st.fault); err != nil {

@@ -71,7 +71,7 @@ func TestOneCableOfAnyNode(t *testing.T) {
 		for _, n := range w.Nodes {
 			w.story(n+"-"+link, func(s *story) {
 				s.cut(n, netlab.Both, link)
-				s.await("the dead link is shown", func(st cluster.Status) bool { _, ok := st.Has("LINK_DEAD", ""); return ok })
+				s.await("the dead link is shown", func(st cluster.Status) bool { _, ok := st.Cable(); return ok })
 				st := s.stays("the service runs on", 1500*time.Millisecond, running)
 				s.must(s.Lab.Heal(s.ctx, "", ""))
 				st = s.well()

@@ -136,6 +136,15 @@ func (s Status) Has(code, subject string) (Condition, bool) {
 	return Condition{}, false
 }
 
+// Cable returns the condition by which the status tells that a cable is out: of one link, or of a NIC
+// on which this node hears nobody at all.
+func (s Status) Cable() (Condition, bool) {
+	if c, ok := s.Has("NIC_DEAF", ""); ok {
+		return c, true
+	}
+	return s.Has("LINK_DEAD", "")
+}
+
 // read runs a picket command that prints JSON and decodes it. status answers with exit code 1 or 3
 // when it is not well: that is an answer too.
 func (c *Cluster) read(ctx context.Context, node string, into any, args ...string) error {

@@ -80,7 +80,7 @@ func oneCable(ctx context.Context, st *Stage) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.Await(ctx, takeoverTimeout, func(s Status) string { _, ok := s.Has("LINK_DEAD", ""); return want(ok, "the dead link is shown") })
+	_, err = c.Await(ctx, takeoverTimeout, func(s Status) string { _, ok := s.Cable(); return want(ok, "the dead link is shown") })
 	if err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func oneCable(ctx context.Context, st *Stage) error {
 	if err := st.tellEvents(ctx); err != nil {
 		return err
 	}
-	cond, _ := s.Has("LINK_DEAD", "")
+	cond, _ := s.Cable()
 	st.Tell(TellExplain, fmt.Sprintf("status: %s [%s]; %s", cond.Text, cond.Code, cond.Action), 0)
 	st.tellClient(st.res.Outage, "the cut")
 	st.Tell(TellDid, fmt.Sprintf("picket-lab heal %s eth1", one), 0)

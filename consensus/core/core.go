@@ -276,6 +276,9 @@ func (c *Core) links() {
 	for _, p := range c.det.Peers(c.now) {
 		if p.Silent {
 			c.silent = append(c.silent, p.Peer)
+			since(c.marks.silent, p.Peer, c.now) // from now on another's word counts, whoever comes to lead
+		} else {
+			delete(c.marks.silent, p.Peer)
 		}
 	}
 	if !equalNodes(was, c.silent) {

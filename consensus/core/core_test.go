@@ -552,3 +552,30 @@ func TestTakeover(t *testing.T) {
 		t.Errorf("proven:\n%s", d)
 	}
 }
+
+// TestPrepareAhead: while the owner is being fenced, the heir alone asks for its addresses, and starts
+// nothing.
+func TestPrepareAhead(t *testing.T) {
+	prepared := func(self ids.Node, lines ...string) (n int) {
+		s := cluster(t, append([]string{"up n1 boot=a", "up n3 boot=c", "up n2 boot=b", "grant web n2", "intent n2 why=LOST_SILENT"}, lines...)...)
+		b := newBench(t, self, s, Options{HasRecord: true})
+		b.follow()
+		b.commitReports()
+		b.wait(200*time.Millisecond, "n3")
+		b.commitReports()
+		b.wait(200*time.Millisecond, "n3")
+		b.take()
+		b.commit("begin n2 exec=n3 dev=ipmi-1")
+		for _, a := range b.take() {
+			switch a.(type) {
+			case Prepare:
+				n++
+			case Run:
+				t.Errorf("%s runs something: %+v", self, a)
+			}
+		}
+		return n
+	}
+	want(t, "addresses asked for by the heir", prepared("n1"), 1)
+	want(t, "by a node on standby", prepared("n1", "standby n1"), 0)
+}

@@ -73,10 +73,14 @@ func (c *Core) mark(e Applied) {
 		}
 	case state.FenceBegin:
 		c.marks.begin[attemptKey{cmd.Fence, cmd.N}] = c.now
+		if cmd.Op == fencing.OpOff {
+			c.prepareAhead(cmd.Fence)
+		}
 	case state.FenceEnd:
 		c.marks.end[cmd.Fence] = c.now
 		if cmd.Report.Outcome == fencing.OutcomeOff {
 			c.marks.proof[cmd.Fence] = c.now
+			c.prepareAhead(cmd.Fence)
 		}
 	case state.Revoke:
 		c.marks.revoke[cmd.Group] = c.now
@@ -157,4 +161,23 @@ func (c *Core) nodeFact(n *state.Node) plan.NodeFact {
 		f.TickAge = c.now - at
 	}
 	return f
+}
+
+// prepareAhead does the part of a start that claims nothing while the fence is still under way, on the
+// one node that will most likely be granted the groups: two that probe for one address at the same
+// time would each take the other for its holder. A wrong guess costs nothing.
+func (c *Core) prepareAhead(fence uint64) {
+	f := c.st.Fence(fence)
+	if f == nil || !f.Open() || c.life != lifeUp {
+		return
+	}
+	for i := range c.st.Groups {
+		g := &c.st.Groups[i]
+		if g.Epoch == 0 || !g.Owner.SameBoot(f.Target) || plan.Heir(c.st, g) != c.opt.Self {
+			continue
+		}
+		for _, r := range g.Held {
+			c.do(Prepare{r})
+		}
+	}
 }

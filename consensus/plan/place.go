@@ -155,6 +155,25 @@ func powerMayCome(s state.State, name ids.Node) bool {
 	return false
 }
 
+// Heir guesses, from the log alone, who is granted a group next when its owner is gone: the first of its
+// nodes that the log does not exclude; "" for nobody. Only the leader's facts decide in the end.
+func Heir(s state.State, g *state.Group) ids.Node {
+	gc := s.Config.Group(g.Name)
+	if gc == nil || g.Stopped {
+		return ""
+	}
+	for _, name := range gc.Nodes {
+		n := s.Node(name)
+		if n == nil || name == g.Owner.Node || n.Role != state.Member || n.Up.Gen == 0 || n.Standby || n.Leaving || n.Left || slices.Contains(n.Condemned, n.Up.Boot) {
+			continue
+		}
+		if !slices.ContainsFunc(g.Failures, func(f state.Failure) bool { return f.Node == name && (f.Start || f.Count >= state.FailureLimit) }) {
+			return name
+		}
+	}
+	return ""
+}
+
 func (x nodeView) lostWhy() string {
 	if !x.why.IsZero() {
 		return x.why.Text()

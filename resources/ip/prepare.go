@@ -27,9 +27,10 @@ func (a *Address) Prepare(ctx context.Context) {
 	}
 	a.closing.Add(1)
 	a.mu.Unlock()
-	a.askedMu.Lock()
-	a.asked = p
-	a.askedMu.Unlock()
+	if !a.askAnew(p) {
+		a.closing.Done()
+		return
+	}
 	go func() {
 		defer a.closing.Done()
 		var v *announcer
@@ -40,6 +41,24 @@ func (a *Address) Prepare(ctx context.Context) {
 			v.shut() // closing a packet socket takes some ten milliseconds: nobody waits for it
 		}
 	}()
+}
+
+// askAnew makes p the newest probe, unless one is under way or has only just found nobody.
+func (a *Address) askAnew(p *asking) bool {
+	a.askedMu.Lock()
+	defer a.askedMu.Unlock()
+	if o := a.asked; o != nil {
+		select {
+		case <-o.done:
+			if o.err == nil && time.Since(o.at) < fresh/2 {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	a.asked = p
+	return true
 }
 
 func (a *Address) ask(ctx context.Context) (*announcer, error) {

@@ -36,7 +36,10 @@ func placements(s state.State, f Facts, v nodeViews) []placement {
 }
 
 func (p *placement) place(s state.State, f Facts, v nodeViews) {
+	// A node on which it failed lately comes after those on which it did not: a service that lost its NIC
+	// must not be tried first where the NIC is gone.
 	order := slices.Clone(p.conf.Nodes)
+	slices.SortStableFunc(order, func(a, b ids.Node) int { return failures(p.group, a) - failures(p.group, b) })
 	if to := p.group.MoveTo; to != "" && slices.Contains(order, to) {
 		order = append([]ids.Node{to}, slices.DeleteFunc(order, func(n ids.Node) bool { return n == to })...)
 	}
@@ -74,6 +77,14 @@ func (p *placement) place(s state.State, f Facts, v nodeViews) {
 			p.nodes[i].Reason = p.why
 		}
 	}
+}
+
+// failures is 1 where the group has failed on a node since the last cleanup, and 0 elsewhere.
+func failures(g *state.Group, n ids.Node) int {
+	if slices.ContainsFunc(g.Failures, func(f state.Failure) bool { return f.Node == n }) {
+		return 1
+	}
+	return 0
 }
 
 // waits says why a group without an owner is not granted although a node could have it: a node that
@@ -235,6 +246,9 @@ func (p *placement) leave(s state.State, x *nodeView) reason.Reason {
 func (p *placement) preferred(a, b ids.Node) bool {
 	if p.group.MoveTo == b {
 		return false
+	}
+	if d := failures(p.group, a) - failures(p.group, b); d != 0 {
+		return d < 0
 	}
 	return slices.Index(p.conf.Nodes, a) < slices.Index(p.conf.Nodes, b)
 }

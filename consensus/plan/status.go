@@ -156,6 +156,11 @@ func conditions(s state.State, f Facts, v nodeViews, groups []GroupView) []Condi
 			add(string(g.Name), g.Reason)
 		}
 	}
+	for _, g := range s.Groups {
+		for _, fl := range g.Failures {
+			add(string(g.Name), reason.New(reason.FailedHere, "group", string(g.Name), "node", string(fl.Node), "why", fl.Why))
+		}
+	}
 	for _, gc := range s.Config.Groups {
 		for _, n := range gc.Nodes {
 			if r := reason.New(reason.NodeNotAdmitted, "node", string(n), "group", string(gc.Name)); s.Node(n) == nil && !s.Config.SingleNode && !told(out, r) {

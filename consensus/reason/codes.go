@@ -22,6 +22,7 @@ const (
 	NodeNotListed   Code = "NODE_NOT_LISTED"
 	NodeNotAdmitted Code = "NODE_NOT_ADMITTED"
 	StartFailedHere Code = "START_FAILED_HERE"
+	FailedHere      Code = "FAILED_HERE"
 	LateAttempt     Code = "FENCE_ATTEMPT_PENDING"
 	GroupStopped    Code = "GROUP_STOPPED"
 	NoCandidate     Code = "NO_CANDIDATE"
@@ -116,6 +117,7 @@ var catalogue = sorted([]Entry{
 	{NodeNotListed, Info, "{node} is not in the group's list of nodes", ""},
 	{NodeNotAdmitted, Critical, "{node} is named in group {group} but has not joined the cluster", "join it: picket token create, then picket join on {node}; or set single_node: accepted"},
 	{StartFailedHere, Critical, "it failed to start on {node}: {why}", "mend the cause, then: picket group start {group}"},
+	{FailedHere, Warning, "group {group} failed on {node}: {why}; until a cleanup other nodes come first", "mend the cause, then: picket group cleanup {group}"},
 	{LateAttempt, Warning, "a power command against {node} may still be on its way", ""},
 	{GroupStopped, Info, "an operator stopped the group", "to start it again: picket group start {group}"},
 	{NoCandidate, Critical, "no node may own it now: {why}", ""},

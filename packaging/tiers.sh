@@ -36,7 +36,8 @@ stories=$(grep -E "^$module/(integration|cmd/picket-lab)(/|$)" <<<"$all" | grep 
 rooms=$(grep -vxF -e "$stories" -e "$module/consensus/sim" <<<"$all")
 
 # Word splitting is meant: package names hold no blanks.
-tier 0 "simulated cluster" -timeout 10m ./consensus/sim -seeds "$SEEDS"
+# The checker is tested too: mutants of the product, each built anew, must be caught.
+tier 0 "simulated cluster" -timeout 20m ./consensus/sim -seeds "$SEEDS" -mutants
 
 # The race detector needs a C compiler. Two packages at a time: more would only disturb the timing of
 # those that use real sockets.

@@ -204,6 +204,11 @@ func TestDaemonsComeAndGo(t *testing.T) {
 		}
 		s.Logf("outage %d ms; why: %s", g.Length().Milliseconds(), s.picket(s.others()[0], "why", cluster.Web))
 		s.must(s.Lab.Heal(s.ctx, "", ""))
+		s.await("status says that it failed there, until a cleanup", func(st cluster.Status) bool {
+			_, ok := st.Has("FAILED_HERE", cluster.Web)
+			return ok
+		})
+		s.picket(s.others()[0], "group", "cleanup", cluster.Web)
 		s.well()
 		s.Logf("after: %s", s.picket(s.others()[0], "why", cluster.Web))
 	})

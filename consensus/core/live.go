@@ -17,7 +17,8 @@ type report struct {
 	ever bool
 }
 
-// say wants a command in the log. The same key replaces an older report.
+// say wants a command in the log. A report of the same key that is not settled yet stands: it says the
+// same thing, and the newest incarnation is put in when it is sent.
 func (c *Core) say(key string, cmd state.Command) {
 	if _, ok := c.reports[key]; !ok {
 		c.reports[key] = &report{cmd: cmd}

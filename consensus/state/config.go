@@ -17,7 +17,7 @@ type Config struct {
 	// Timing holds every interval that the safety argument or the detector uses.
 	Timing Timing `json:"timing"`
 	// SingleNode is "accepted" where the operator allows grants while a node named in a group is not
-	// admitted yet (DESIGN rule 15: "single_node: accepted").
+	// admitted yet (docs/safety.md, rule 15: "single_node: accepted").
 	SingleNode bool          `json:"single_node,omitempty"`
 	Nodes      []NodeConfig  `json:"nodes"`
 	Groups     []GroupConfig `json:"groups"`
@@ -44,7 +44,7 @@ type Timing struct {
 	// InitialDead is how long after quorum was first reached a node that never spoke is waited for.
 	InitialDead time.Duration `json:"initial_dead"`
 	// RestartGrace is how long a node whose kernel refuses connections (daemon dead, kernel alive) is
-	// left before it is called lost; never less than Dead (DESIGN rule 13).
+	// left before it is called lost; never less than Dead (docs/safety.md, rule 13).
 	RestartGrace time.Duration `json:"restart_grace"`
 	// RaftHeartbeat, RaftElection and RaftLease are hashicorp/raft's HeartbeatTimeout,
 	// ElectionTimeout and LeaderLeaseTimeout. They are local settings of the store at start-up.
@@ -67,7 +67,7 @@ type Timing struct {
 }
 
 // Lost is D_lost = L + 2h: the age of an owner's newest tick at which it is lost even though its
-// links still speak (DESIGN rule 12).
+// links still speak (docs/safety.md, rule 12).
 func (t Timing) Lost() time.Duration { return t.Lease + 2*t.Renew }
 
 // NodeConfig is what the cluster file says of one node.
@@ -115,7 +115,7 @@ type GroupConfig struct {
 	// Failback moves the group to a more preferred node when one is free; the default is to stay.
 	Failback  bool             `json:"failback,omitempty"`
 	Resources []ResourceConfig `json:"resources"`
-	// StopTimeout bounds an orderly stop; past it the stop has failed (DESIGN rule 14).
+	// StopTimeout bounds an orderly stop; past it the stop has failed (docs/safety.md, rule 14).
 	StopTimeout time.Duration `json:"stop_timeout"`
 	// StartTimeout bounds a start.
 	StartTimeout time.Duration `json:"start_timeout"`
@@ -172,7 +172,7 @@ func (c *Config) Group(g ids.Group) *GroupConfig {
 	return nil
 }
 
-// Fence returns a node's fence device by id, or nil.
+// Device returns a node's fence device by id, or nil.
 func (n *NodeConfig) Device(id string) *FenceDevice {
 	for i := range n.Fence {
 		if n.Fence[i].ID == id {
@@ -182,7 +182,7 @@ func (n *NodeConfig) Device(id string) *FenceDevice {
 	return nil
 }
 
-// Profile returns the timing of a named profile (DESIGN 3.7): fast, default or cautious.
+// Profile returns the timing of a named profile (docs/timing.md): fast, default or cautious.
 func Profile(name string) (Timing, error) {
 	const ms = time.Millisecond
 	switch name {

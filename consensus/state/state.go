@@ -86,7 +86,7 @@ type Node struct {
 	// Standby is the operator's wish that the node owns nothing.
 	Standby bool `json:"standby,omitempty"`
 	// TickK and TickIndex are the newest accepted lease renewal of any generation of the current boot
-	// (DESIGN rule 2) and the log index of its tick.
+	// (docs/safety.md, rule 2) and the log index of its tick.
 	TickK     uint64 `json:"tick_k"`
 	TickIndex uint64 `json:"tick_index"`
 	// Condemned are the boots with an intent, open or closed, newest last (invariant I4).

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,6 +91,9 @@ type stage struct {
 func newStage(p config.Paths) (*stage, error) {
 	s := &stage{paths: p}
 	if err := s.mkdir(p.StateDir, 0o700); err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("make the state directory: %w: become root", err)
+		}
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
 	var err error
@@ -207,8 +213,31 @@ func Init(ctx context.Context, o config.InitOptions) (config.InitResult, error) 
 		return res, err
 	}
 	res = config.InitResult{ClusterID: ca.ClusterID, Fingerprint: ca.Fingerprint().String(), JoinCommand: joinCommand(linkAddrs(o.Links), o.Port, tok.Text)}
-	res.Notes, err = startUnit(ctx, o.Paths, o.NoStart)
+	notes, err := startUnit(ctx, o.Paths, o.NoStart)
+	res.Notes = append(absent(o.Links), notes...)
 	return res, err
+}
+
+// absent says which addresses this machine does not have now. That is no error: a network may come up
+// later; but most often it is a mistyped address.
+func absent(links []config.Link) []string {
+	var out []string
+	for _, l := range links {
+		nic, err := net.InterfaceByName(l.Interface)
+		if err != nil {
+			out = append(out, fmt.Sprintf("this machine has no interface %s now: picket waits for it (is --link %s right?)", l.Interface, l))
+			continue
+		}
+		addrs, err := nic.Addrs()
+		has := err == nil && slices.ContainsFunc(addrs, func(a net.Addr) bool {
+			p, err := netip.ParsePrefix(a.String())
+			return err == nil && p.Addr() == l.Addr
+		})
+		if !has {
+			out = append(out, fmt.Sprintf("%s has no address %s now: picket waits for it (is --link %s right?)", l.Interface, l.Addr, l))
+		}
+	}
+	return out
 }
 
 // joinCommand is the exact command for the next node, with places for what only its operator knows.
@@ -269,7 +298,8 @@ func Join(ctx context.Context, o config.JoinOptions) (config.JoinResult, error) 
 		return res, err
 	}
 	res = config.JoinResult{Cluster: rep.Cluster, ClusterID: id.ClusterID()}
-	res.Notes, err = startUnit(ctx, o.Paths, o.NoStart)
+	notes, err := startUnit(ctx, o.Paths, o.NoStart)
+	res.Notes = append(absent(o.Links), notes...)
 	return res, err
 }
 
